@@ -1,0 +1,1 @@
+"""Everything that holds weights, or talks to something that does. No Beam here."""

@@ -1,0 +1,1 @@
+"""The jobs people run: one module a job, and the command line."""

@@ -1,0 +1,65 @@
+"""Column contracts: which columns a job needs, of which types, and the types' passage in and out of a job.
+
+Corpora arrive as string, large_string, string_view or dictionary-encoded text (polars and datasets emit the last
+three). Inside a job text is plain `pa.string()` (or `large_string` where a batch outgrows 2 GiB of offsets);
+outside it is what it was.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.errors import InputError
+
+
+def is_text(type_: pa.DataType) -> bool:
+    """Whether a column of this type holds text, in any of Arrow's encodings."""
+    if pa.types.is_dictionary(type_):
+        return is_text(type_.value_type)
+    return bool(
+        pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+    )
+
+
+def check_text_column(schema: pa.Schema, name: str, *, shard: str) -> pa.Field:
+    """Return the field of the text column, or say in one line what to pass instead.
+
+    Raises:
+        InputError: The column is missing, or is not text.
+    """
+    index = schema.get_field_index(name)
+    if index < 0:
+        candidates = [f.name for f in schema if is_text(f.type)]
+        hint = f"pass --text-column {candidates[0]}" if candidates else "it has no text column at all"
+        raise InputError(
+            f"{shard}: no column '{name}' (columns: {', '.join(schema.names) or 'none'}); {hint}"
+        )
+    field = schema.field(index)
+    if not is_text(field.type):
+        raise InputError(f"{shard}: column '{name}' is {field.type}, not text; pass another --text-column")
+    return field
+
+
+def to_plain_text(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Decode text of any encoding to one `pa.string()` array (nulls stay null)."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+        if isinstance(values, pa.ChunkedArray):  # combine_chunks keeps chunks where offsets would overflow
+            return pa.concat_arrays([c.cast(pa.large_string()) for c in values.chunks])
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_string(values.type):
+        return values
+    return pc.cast(values, pa.string() if values.nbytes < 2**31 - 1 else pa.large_string())
+
+
+def to_original_type(values: pa.Array, type_: pa.DataType) -> pa.Array:
+    """Encode plain text as the column it came from (large_string, string_view, dictionary with its index type)."""
+    if values.type.equals(type_):
+        return values
+    if pa.types.is_dictionary(type_):
+        encoded = values.cast(type_.value_type).dictionary_encode()
+        indices = encoded.indices.cast(type_.index_type)
+        return pa.DictionaryArray.from_arrays(indices, encoded.dictionary, ordered=type_.ordered)
+    return values.cast(type_)

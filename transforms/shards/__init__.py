@@ -1,0 +1,1 @@
+"""The shard engine: plan -> read -> transform -> commit -> assemble -> finish."""
