@@ -55,11 +55,11 @@ def launch(batch: pa.RecordBatch, *, first_row: int, ids: pa.Array) -> pa.Record
         The batch in flight.
     """
     n = batch.num_rows
-    rows = pa.array(range(first_row, first_row + n), pa.int64())
+    rows = pa.arange(first_row, first_row + n)
     columns = [
         rows,
         ids.cast(pa.string()),
-        pa.array([KEPT] * n, pa.int8()),
+        pa.repeat(pa.scalar(KEPT, pa.int8()), n),
         pa.nulls(n, pa.string()),
         pa.nulls(n, pa.string()),
         pa.nulls(n, pa.string()),

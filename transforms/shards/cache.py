@@ -24,14 +24,16 @@ class RequestCache:
 
     Args:
         url: A local folder or any fsspec URL; made when the first entry is put.
+        options: fsspec options of its filesystem.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **options: Any) -> None:
         self.url = url
+        self.options = options
         self.hits = 0
         self.misses = 0
         self._local = threading.local()
-        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._fs, self._root = fsspec.core.url_to_fs(url, **options)
         self._sqlite = isinstance(self._fs, fsspec.get_filesystem_class("file"))
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -58,10 +60,10 @@ class RequestCache:
         return len(self._fs.find(self._root)) if self._fs.exists(self._root) else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
+        return {"url": self.url, "options": self.options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["url"])  # type: ignore[misc]
+        self.__init__(state["url"], **state["options"])  # type: ignore[misc]
 
     def _object(self, key: bytes) -> str:
         name = key.hex()

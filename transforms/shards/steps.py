@@ -122,8 +122,7 @@ def _bisect(step: Step, batch: pa.RecordBatch, context: StepContext, error: Exce
 
 def _stack(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
     """Concatenate batches whose columns may differ (a dead row lacks what its step would have added)."""
-    whole = pa.concat_tables([pa.Table.from_batches([p]) for p in parts], promote_options="default")
-    return whole.combine_chunks().to_batches()[0]
+    return _one([pa.Table.from_batches([p]) for p in parts], None)
 
 
 def _scatter(batch: pa.RecordBatch, done: pa.RecordBatch, live: np.ndarray) -> pa.RecordBatch:
@@ -132,11 +131,16 @@ def _scatter(batch: pa.RecordBatch, done: pa.RecordBatch, live: np.ndarray) -> p
     if len(rest) == 0:
         return done
     idle = batch.take(pa.array(rest))
-    stacked = pa.concat_tables(
-        [pa.Table.from_batches([done]), pa.Table.from_batches([idle])], promote_options="default"
-    )
     order = np.argsort(np.concatenate([live, rest]), kind="stable")
-    return stacked.take(pa.array(order)).combine_chunks().to_batches()[0]
+    return _one([pa.Table.from_batches([done]), pa.Table.from_batches([idle])], order)
+
+
+def _one(tables: list[pa.Table], order: np.ndarray | None) -> pa.RecordBatch:
+    whole = pa.concat_tables(tables, promote_options="default")
+    if order is not None:
+        whole = whole.take(pa.array(order))
+    batches = whole.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=whole.schema)
 
 
 def _fatal(step: Step, context: StepContext, error: BaseException) -> TamisError:

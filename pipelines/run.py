@@ -1,0 +1,336 @@
+"""Running a job: check everything first, plan, run on any Beam runner, and leave a folder that can be resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+import schemas.errors
+from schemas.errors import InputError, OutputError, TamisError
+from transforms.shards.cache import RequestCache
+from transforms.shards.engine import CACHE, Job, build, list_receipts
+from transforms.shards.events import EventLog
+from transforms.shards.files import Folder
+from transforms.shards.finish import MANIFEST, SUCCESS
+from transforms.shards.formats import UnitLimits
+from transforms.shards.inputs import list_input
+from transforms.shards.plan import Plan, load_plan, make_plan, save_plan
+from transforms.shards.receipts import RECEIPTS, SHARDS, Receipt, read_receipts
+
+JOB = "_tamis/job.json"
+_CLASS = re.compile(r"(?:schemas\.errors\.)(\w+): (.*?)(?: \[while running '[^']*'\])?$", re.M)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a job is run; none of it changes what comes out, and none of it is in any hash.
+
+    Attributes:
+        workers: Worker processes on this machine (1 = in this process).
+        limits: Unit size; None leaves it to the job.
+        overwrite: Replace what another configuration of the same job left in the output folder.
+        dry_run: Check and plan, then stop.
+        progress: `auto` (bars on a terminal, else lines), `plain`, `quiet`.
+        beam_args: Passed to Beam as they are (`--runner=...`).
+    """
+
+    workers: int = 1
+    limits: UnitLimits | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    progress: str = "auto"
+    beam_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        state: `finished`, `already finished`, or `planned` (dry run).
+        manifest: The manifest; None after a dry run.
+        plan: The plan.
+        done: Units that were committed before this run began.
+    """
+
+    state: str
+    manifest: dict[str, Any] | None
+    plan: Plan
+    done: int
+
+
+def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
+    """Run a job from the beginning, or from where an earlier run of it stopped.
+
+    Args:
+        job: The job; its `input_url` is set here from what `source` resolves to.
+        source: What the user gave as input.
+        settings: How to run it.
+
+    Raises:
+        TamisError: Anything the user can mend; nothing has been lost.
+    """
+    listing = list_input(source, dict(job.input_options))
+    job = replace(
+        job,
+        input_url=listing.root.url,
+        lineage=listing.lineage,
+        at_least_tasks=max(4, 4 * settings.workers),
+    )
+    output = job.output()
+    _check_places(listing.root, output)
+    _check_owner(output, job, overwrite=settings.overwrite)
+    limits = settings.limits or UnitLimits()
+    plan = make_plan(listing, job.text_column, job.id_column, limits, _previous(output, job))
+    if settings.dry_run:
+        done = read_receipts(output, plan, job.config_hash) if output.exists(RECEIPTS) else {}
+        return RunResult("planned", None, plan, len(done))
+    with _lock(output):
+        if settings.overwrite and _is_other(output, job):
+            _forget(output)
+        done = read_receipts(output, plan, job.config_hash)
+        if _is_finished(output, job, plan, done):
+            return RunResult("already finished", orjson.loads(output.read(MANIFEST)), plan, len(done))
+        for name in (SUCCESS, MANIFEST):
+            output.remove(name)
+        output.write(JOB, _describe(job))
+        save_plan(plan, output)
+        run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+        EventLog(output).emit(
+            "run", state="started", run_id=run_id, rows=plan.rows, units=plan.units, done=len(done)
+        )
+        with _progress(output, plan, done, settings), _terminable():
+            _execute(job, settings)
+    manifest = orjson.loads(output.read(MANIFEST))
+    return RunResult("finished", manifest, plan, len(done))
+
+
+def beam_options(settings: RunSettings) -> list[str]:
+    """Beam's arguments: the user's own, and for local runs the runner, its mode and its workers."""
+    args = list(settings.beam_args)
+    names = {a.split("=", 1)[0] for a in args}
+    if "--runner" not in names:
+        # Named, because plain DirectRunner first tries to download another runner and changes error types.
+        args.append("--runner=FnApiRunner")
+        if settings.workers > 1 and "--direct_running_mode" not in names:
+            args += ["--direct_running_mode=multi_processing", f"--direct_num_workers={settings.workers}"]
+    return args
+
+
+def _execute(job: Job, settings: RunSettings) -> None:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    _calm_logging()
+    options = PipelineOptions(beam_options(settings))
+    try:
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline, job)
+        result = pipeline.run()
+        state = result.wait_until_finish()
+    except TamisError:
+        raise
+    except Exception as error:
+        raise explain(error) from error
+    if str(state) not in ("DONE", "None", "JobState.DONE"):
+        raise TamisError(f"the runner ended in state {state}; run the same command again to go on")
+
+
+def explain(error: BaseException) -> Exception:
+    """The user's error inside whatever the runner wrapped it in; the error itself if there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, TamisError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    matches = _CLASS.findall(str(error))
+    if matches:
+        name, message = matches[-1]
+        kind = getattr(schemas.errors, name, TamisError)
+        return kind(message)
+    return error if isinstance(error, Exception) else RuntimeError(str(error))
+
+
+def _calm_logging() -> None:
+    """Beam logs at warning level about optional packages and pickling; a user's terminal is not the place."""
+    if os.environ.get("TAMIS_DEBUG"):
+        return
+    for name in ("apache_beam", "root"):
+        logging.getLogger(name if name != "root" else None).setLevel(logging.ERROR)
+    # The full traceback of a failed bundle: the one line that matters is printed by the command line.
+    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
+
+
+def _check_places(source: Folder, output: Folder) -> None:
+    if type(source.fs) is not type(output.fs):
+        return
+    a, b = source.root.rstrip("/") + "/", output.root.rstrip("/") + "/"
+    if b.startswith(a):
+        raise OutputError(
+            f"the output {output.url} lies inside the input {source.url}; choose another --output"
+        )
+    if a.startswith(b):
+        raise OutputError(
+            f"the input {source.url} lies inside the output {output.url}; choose another --output"
+        )
+
+
+def _describe(job: Job) -> bytes:
+    return orjson.dumps(
+        {
+            "name": job.name,
+            "input": job.input_url,
+            "text_column": job.text_column,
+            "id_column": job.id_column,
+            "seed": job.seed,
+            "config": dict(job.config),
+            "config_hash": job.config_hash,
+            "models": [dict(m) for m in job.models],
+        },
+        option=orjson.OPT_INDENT_2,
+    )
+
+
+def _check_owner(output: Folder, job: Job, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        OutputError: It does.
+    """
+    if not output.exists():
+        return
+    if not output.fs.isdir(output.path()):
+        raise OutputError(f"the output {output.url} is a file; pass a folder")
+    if not output.exists(JOB):
+        if output.find():
+            raise OutputError(
+                f"the output {output.url} holds files that are not tamis's; choose an empty folder"
+            )
+        return
+    old = orjson.loads(output.read(JOB))
+    if old["name"] != job.name:
+        raise OutputError(f"{output.url} holds a {old['name']} job; choose another --output")
+    if old["input"] != job.input_url:
+        raise OutputError(f"{output.url} holds a job over {old['input']}; choose another --output")
+    if old["config_hash"] != job.config_hash and not overwrite:
+        new = orjson.loads(_describe(job))
+        keys = [k for k in ("text_column", "id_column", "seed", "models") if old.get(k) != new.get(k)]
+        keys += [
+            k
+            for k in sorted({*old["config"], *new["config"]})
+            if old["config"].get(k) != new["config"].get(k)
+        ]
+        raise OutputError(
+            f"{output.url} holds this job with other settings ({', '.join(keys)}); pass --overwrite to replace it "
+            "(answers already paid for are reused), or choose another --output"
+        )
+
+
+def _is_other(output: Folder, job: Job) -> bool:
+    return output.exists(JOB) and orjson.loads(output.read(JOB))["config_hash"] != job.config_hash
+
+
+def _previous(output: Folder, job: Job) -> Plan | None:
+    plan = load_plan(output) if output.exists() else None
+    same = plan is not None and (plan.text_column, plan.id_column) == (job.text_column, job.id_column)
+    return plan if same else None
+
+
+def _forget(output: Folder) -> None:
+    for name in (
+        SUCCESS,
+        MANIFEST,
+        RECEIPTS,
+        SHARDS,
+        "_tamis/units",
+        "data",
+        "edits",
+        "attributes",
+        "dropped",
+        "dead",
+    ):
+        output.remove(name)
+
+
+def _is_finished(output: Folder, job: Job, plan: Plan, done: dict[tuple[str, int], Receipt]) -> bool:
+    if not (output.exists(SUCCESS) and output.exists(MANIFEST)) or len(done) != plan.units:
+        return False
+    manifest = orjson.loads(output.read(MANIFEST))
+    made = {s["path"]: s.get("source_fingerprint") for s in manifest["shards"]}
+    return manifest["config_hash"] == job.config_hash and made == {s.name: s.fingerprint for s in plan.shards}
+
+
+@contextlib.contextmanager
+def _lock(output: Folder) -> Iterator[None]:
+    """One run at a time in a local folder; the kernel frees the lock of a killed run."""
+    if not output.is_local:
+        yield
+        return
+    import fcntl
+
+    path = output.local("_tamis/lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise OutputError(f"cannot write to the output {output.url}: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"another run is at work in {output.url}") from None
+        yield
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Make a polite kill end like Ctrl-C: committed units stay, nothing is half written."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        old = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+@contextlib.contextmanager
+def _progress(
+    output: Folder, plan: Plan, done: dict[tuple[str, int], Receipt], settings: RunSettings
+) -> Iterator[None]:
+    if settings.progress == "quiet":
+        yield
+        return
+    from pipelines.progress import ProgressReporter
+
+    with ProgressReporter(output.url, mode=settings.progress):
+        yield
+
+
+def cached_answers(job: Job) -> int:
+    """Number of model answers in a job's request cache."""
+    return len(RequestCache(job.cache_url or f"{job.output_url.rstrip('/')}/{CACHE}", **job.output_options))
+
+
+def known_receipts(job: Job) -> Sequence[Receipt]:
+    """Receipts of a job's output folder."""
+    return [Receipt.loads(content) for _, content in list_receipts(job) if content]
+
+
+__all__ = ["InputError", "RunResult", "RunSettings", "beam_options", "cached_answers", "explain", "run_job"]

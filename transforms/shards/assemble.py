@@ -1,0 +1,268 @@
+"""Assemble: the units of a shard become that shard again, under the same name, with its sidecars."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas import flight
+from schemas.edits import EDIT_SCHEMA
+from schemas.fingerprint import fingerprint
+from transforms.shards.deltas import DeltaCursor
+from transforms.shards.files import Folder, copy_file, sidecar_name
+from transforms.shards.formats import Assembled, AssembleOptions, get_format
+from transforms.shards.plan import ShardPlan
+from transforms.shards.receipts import SHARDS, Receipt, load_unit, total
+
+_REMOVED_HEAD = ("shard", "row", "id", "stage", "reason", "error")
+_BLOCK = 8 << 20
+
+
+def shard_receipt_name(shard: str) -> str:
+    """Path of an assembled shard's receipt inside the output folder."""
+    return f"{SHARDS}/{shard}.json"
+
+
+def assemble_shard(
+    source: Folder,
+    output: Folder,
+    shard: ShardPlan,
+    receipts: Sequence[Receipt],
+    text_column: str,
+    options: AssembleOptions,
+) -> dict[str, Any]:
+    """Write `data/<shard>` and its sidecars; returns the shard's entry of the manifest.
+
+    An assembled shard carries a receipt too, so a resumed run leaves it alone when its units are the same.
+    """
+    receipts = sorted(receipts, key=lambda r: r.unit)
+    mark = fingerprint(*(f"{r.key}:{r.digest}" for r in receipts), shard.fingerprint, repr(options))
+    done = _done(output, shard.name, mark)
+    if done is not None:
+        return done
+    sums = total(receipts)
+    entry: dict[str, Any] = {
+        "path": shard.name,
+        "rows_in": shard.rows,
+        "rows_kept": sums.get("kept", 0),
+        "rows_dropped": sums.get("dropped", 0),
+        "rows_dead": sums.get("dead", 0),
+        "rows_changed": sums.get("changed", 0),
+        "edits": sums.get("edits", 0),
+        "schema_fingerprint": shard.schema,
+        "source_fingerprint": shard.fingerprint,
+    }
+    if shard.error:
+        entry |= {"rows_dead": 1, "error": shard.error, "bytes": 0, "sha256": "", "copied": False}
+        _write_unreadable(output, shard)
+        _forget_data(output, shard.name)
+    else:
+        sidecars = _write_sidecars(output, shard, receipts)
+        entry |= _write_data(source, output, shard, receipts, text_column, options)
+        entry |= sidecars
+    output.write(shard_receipt_name(shard.name), orjson.dumps({"mark": mark, "entry": entry}))
+    return entry
+
+
+def _done(output: Folder, name: str, mark: str) -> dict[str, Any] | None:
+    path = shard_receipt_name(name)
+    if not output.exists(path):
+        return None
+    saved = orjson.loads(output.read(path))
+    entry: dict[str, Any] = saved["entry"]
+    whole = entry.get("error") or output.exists(f"data/{name}")
+    return entry if saved["mark"] == mark and whole else None
+
+
+def _write_data(
+    source: Folder,
+    output: Folder,
+    shard: ShardPlan,
+    receipts: Sequence[Receipt],
+    text_column: str,
+    options: AssembleOptions,
+) -> dict[str, Any]:
+    target = f"data/{shard.name}"
+    untouched = all(r.changed == r.dropped == r.dead == 0 for r in receipts)
+    removed: dict[str, list[pa.Table]] = {}
+    if untouched and options.keeps_source:
+        copy_file(source, shard.name, output, target)
+        assembled = Assembled(shard.rows, shard.schema)
+    else:
+        by_unit = {r.unit: r for r in receipts}
+        cursor = DeltaCursor(
+            [u.first_row for u in shard.units],
+            [u.rows for u in shard.units],
+            lambda i: load_unit(output, by_unit[shard.units[i].unit]),
+        )
+
+        def on_removed(table: pa.Table, rows: Sequence[int]) -> None:
+            removed.setdefault("rows", []).append(table.append_column(flight.ROW, pa.array(rows, pa.int64())))
+
+        with output.publish(target) as path:
+            assembled = get_format(shard.format).assemble(
+                source, shard.name, shard.units, cursor, path, text_column, options, on_removed
+            )
+    _write_removed(output, shard, receipts, removed.get("rows", []))
+    size, sha = _sha256(output, target)
+    return {
+        "rows_kept": assembled.rows,
+        "schema_fingerprint": assembled.schema_fingerprint,
+        "bytes": size,
+        "sha256": sha,
+        "copied": untouched and options.keeps_source,
+    }
+
+
+def _write_sidecars(output: Folder, shard: ShardPlan, receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """Edits, and every attribute (aligned with the rows of `data/`), streamed unit by unit."""
+    side = sidecar_name(shard.name)
+    names: set[str] = set()
+    ids: set[int] = set()
+    duplicates = 0
+    with ExitStack() as stack:
+        writers: dict[str, pq.ParquetWriter] = {}
+
+        def write(name: str, table: pa.Table) -> None:
+            if name not in writers:
+                path = stack.enter_context(output.publish(f"{name}/{side}"))
+                writers[name] = stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
+            if table.num_rows:
+                writers[name].write_table(table.cast(writers[name].schema))
+
+        for receipt in receipts:
+            unit = load_unit(output, receipt)
+            for id_ in unit.column(flight.ID).to_pylist():
+                key = hash(id_)  # 8 bytes an id, whatever its length
+                duplicates += key in ids
+                ids.add(key)
+            if receipt.edits:
+                write("edits", _edit_rows(unit, shard.name))
+            kept = unit
+            if receipt.dropped or receipt.dead:
+                kept = unit.filter(pc.equal(unit.column(flight.FATE), flight.KEPT))
+            for column in unit.schema.names:
+                if column.startswith(flight.ATTRIBUTE_PREFIX):
+                    name = column.removeprefix(flight.ATTRIBUTE_PREFIX)
+                    names.add(name)
+                    write(
+                        f"attributes/{name}",
+                        pa.table(
+                            {
+                                "id": kept.column(flight.ID),
+                                "row": kept.column(flight.ROW),
+                                "value": kept.column(column),
+                            }
+                        ),
+                    )
+    if not any(r.edits for r in receipts):
+        output.remove(f"edits/{side}")
+    return {"attributes": sorted(names), "duplicate_ids": duplicates}
+
+
+def _edit_rows(unit: pa.RecordBatch, shard: str) -> pa.Table:
+    """Explode the edits of a unit to one row per edit."""
+    lists = unit.column(flight.EDITS)
+    parents = pc.list_parent_indices(lists)
+    flat = pc.list_flatten(lists)
+    columns: list[pa.Array] = [
+        pa.repeat(pa.scalar(shard), len(flat)),
+        unit.column(flight.ROW).take(parents),
+        unit.column(flight.ID).take(parents),
+        *(pc.struct_field(flat, f.name) for f in flat.type),
+    ]
+    return pa.Table.from_arrays(columns, schema=EDIT_SCHEMA)
+
+
+def _write_removed(
+    output: Folder, shard: ShardPlan, receipts: Sequence[Receipt], sources: list[pa.Table]
+) -> None:
+    """Dropped and dead rows, whole, with their reasons and whatever attributes they had."""
+    side = sidecar_name(shard.name)
+    if not sources:
+        output.remove(f"dropped/{side}")
+        output.remove(f"dead/{side}")
+        return
+    facts = pa.concat_tables(
+        [pa.Table.from_batches([u]) for u in _removed_facts(output, receipts)], promote_options="default"
+    )
+    whole = pa.concat_tables(sources).combine_chunks()
+    for folder, fate in (("dropped", flight.DROPPED), ("dead", flight.DEAD)):
+        some = facts.filter(pc.equal(facts.column(flight.FATE), fate))
+        if some.num_rows == 0:
+            output.remove(f"{folder}/{side}")
+            continue
+        at = pc.index_in(some.column(flight.ROW), value_set=whole.column(flight.ROW).combine_chunks())
+        rows = whole.take(at)
+        columns: dict[str, Any] = {"shard": pa.repeat(pa.scalar(shard.name), some.num_rows)}
+        for name in _REMOVED_HEAD[1:]:
+            columns[name] = some.column(flight.PREFIX + name)
+        for name in rows.schema.names:
+            if name != flight.ROW:
+                columns[name if name not in columns else f"source.{name}"] = rows.column(name)
+        for name in some.schema.names:
+            if name.startswith(flight.ATTRIBUTE_PREFIX):
+                columns["attribute." + name.removeprefix(flight.ATTRIBUTE_PREFIX)] = some.column(name)
+        with output.publish(f"{folder}/{side}") as path:
+            pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def _removed_facts(output: Folder, receipts: Sequence[Receipt]) -> Iterator[pa.RecordBatch]:
+    for receipt in receipts:
+        if receipt.dropped or receipt.dead:
+            unit = load_unit(output, receipt)
+            yield unit.filter(pc.not_equal(unit.column(flight.FATE), flight.KEPT))
+
+
+def _write_unreadable(output: Folder, shard: ShardPlan) -> None:
+    """A shard nothing can be read of: one dead entry, row -1, that names the file."""
+    table = pa.table(
+        {
+            "shard": [shard.name],
+            "row": pa.array([-1], pa.int64()),
+            "id": [f"{shard.name}#-1"],
+            "stage": ["ReadShard"],
+            "reason": pa.nulls(1, pa.string()),
+            "error": [shard.error],
+        }
+    )
+    with output.publish(f"dead/{sidecar_name(shard.name)}") as path:
+        pq.write_table(table, path)
+
+
+def _forget_data(output: Folder, shard: str) -> None:
+    side = sidecar_name(shard)
+    for name in (f"data/{shard}", f"edits/{side}", f"dropped/{side}"):
+        output.remove(name)
+
+
+def _sha256(output: Folder, name: str) -> tuple[int, str]:
+    state, size = hashlib.sha256(), 0
+    with output.open(name) as file:
+        while block := file.read(_BLOCK):
+            state.update(block)
+            size += len(block)
+    return size, state.hexdigest()
+
+
+def remove_stale(output: Folder, shards: Sequence[ShardPlan]) -> None:
+    """Remove outputs of shards the input no longer has, so that readers that list folders see only what counts."""
+    names = {s.name for s in shards}
+    sides = {sidecar_name(n) for n in names}
+    for path in output.find("data"):
+        if path.removeprefix("data/") not in names and not path.endswith((".json", ".tmp")):
+            output.remove(path)
+    for folder in ("edits", "dropped", "dead"):
+        for path in output.find(folder):
+            if path.removeprefix(f"{folder}/") not in sides:
+                output.remove(path)
+
+
+__all__ = ["assemble_shard", "remove_stale", "shard_receipt_name"]

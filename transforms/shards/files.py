@@ -1,0 +1,154 @@
+"""Files through fsspec: one place that knows how to write so that no reader ever sees half a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import xxhash
+from fsspec.implementations.local import LocalFileSystem
+
+_BLOCK = 8 << 20
+
+
+class Folder:
+    """A folder on any filesystem fsspec knows, addressed by paths relative to it.
+
+    Args:
+        url: `out`, `/data/out`, `s3://bucket/out`, `memory://out` ...
+        options: Passed to the filesystem (`endpoint_url`, credentials).
+    """
+
+    def __init__(self, url: str | os.PathLike[str], **options: Any) -> None:
+        self.url = str(url).rstrip("/") or "/"
+        self.options = options
+        self.fs, root = fsspec.core.url_to_fs(self.url, **options)
+        self.root = root.rstrip("/") or "/"
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def __reduce__(self) -> Any:
+        return (_folder, (self.url, self.options))
+
+    def path(self, name: str = "") -> str:
+        """Path of `name` as the filesystem wants it."""
+        return f"{self.root}/{name}".rstrip("/") if name else self.root
+
+    def local(self, name: str = "") -> Path:
+        """`pathlib.Path` of `name`; only where `is_local`."""
+        return Path(self.path(name))
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file or folder of that name is there."""
+        return bool(self.fs.exists(self.path(name)))
+
+    def find(self, name: str = "") -> list[str]:
+        """All files below `name`, relative to this folder, sorted; empty if there is no such folder."""
+        base = self.path(name)
+        if not self.fs.exists(base):
+            return []
+        self.fs.invalidate_cache()
+        cut = len(self.root.rstrip("/")) + 1
+        return sorted(p[cut:] for p in self.fs.find(base))
+
+    def read(self, name: str) -> bytes:
+        """The whole content of a file."""
+        return bytes(self.fs.cat_file(self.path(name)))
+
+    def read_many(self, names: list[str]) -> dict[str, bytes]:
+        """Contents of many small files at once (concurrent on object stores); missing ones are left out."""
+        if self.is_local:
+            return {n: self.local(n).read_bytes() for n in names if self.local(n).exists()}
+        got = self.fs.cat([self.path(n) for n in names], on_error="omit") if names else {}
+        if isinstance(got, bytes):  # fsspec unwraps a single path
+            return {names[0]: got}
+        cut = len(self.root.rstrip("/")) + 1
+        return {p[cut:]: v for p, v in got.items()}
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading."""
+        return self.fs.open(self.path(name), "rb")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file in one piece: readers see the old content or the new, never a part."""
+        if not self.is_local:
+            self.fs.pipe_file(self.path(name), content)
+            return
+        with self.publish(name) as temporary:
+            temporary.write_bytes(content)
+
+    @contextmanager
+    def publish(self, name: str) -> Iterator[Path]:
+        """Give a local path to write to; on a clean exit the file appears under `name` at once.
+
+        On an error nothing appears, and what was written is removed.
+        """
+        if self.is_local:
+            target = self.local(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        else:
+            import tempfile
+
+            temporary = Path(tempfile.mkdtemp(prefix="tamis-")) / Path(name).name
+        try:
+            yield temporary
+            if self.is_local:
+                temporary.replace(self.local(name))
+            else:
+                self.fs.put_file(str(temporary), self.path(name))
+        finally:
+            temporary.unlink(missing_ok=True)
+            if not self.is_local:
+                shutil.rmtree(temporary.parent, ignore_errors=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder, if it is there."""
+        if self.fs.exists(self.path(name)):
+            self.fs.rm(self.path(name), recursive=True)
+
+    def child(self, name: str) -> Folder:
+        """The folder `name` inside this one."""
+        return Folder(f"{self.url}/{name}", **self.options)
+
+
+def _folder(url: str, options: dict[str, Any]) -> Folder:
+    return Folder(url, **options)
+
+
+def copy_file(source: Folder, name: str, target: Folder, target_name: str) -> None:
+    """Copy a file as it stands, on the server's side where both lie on one object store."""
+    if source.is_local and target.is_local:
+        with target.publish(target_name) as temporary:
+            shutil.copyfile(source.local(name), temporary)
+    elif type(source.fs) is type(target.fs) and source.options == target.options:
+        target.fs.cp_file(source.path(name), target.path(target_name))
+    else:
+        with target.publish(target_name) as temporary:
+            source.fs.get_file(source.path(name), str(temporary))
+
+
+def file_fingerprint(folder: Folder, name: str, info: dict[str, Any] | None = None) -> str:
+    """Name a file's content: xxh3-128 of its bytes, or the object store's own checksum where it has one."""
+    info = info or folder.fs.info(folder.path(name))
+    for key in ("ETag", "etag", "md5Hash", "crc32c", "checksum", "oid", "blob_id"):
+        if info.get(key):
+            return f"{key.lower()}:{str(info[key]).strip(chr(34))}:{info.get('size')}"
+    state = xxhash.xxh3_128()
+    with folder.open(name) as file:
+        while block := file.read(_BLOCK):
+            state.update(block)
+    return f"xxh3:{state.hexdigest()}"
+
+
+def sidecar_name(shard: str) -> str:
+    """Name of the Parquet file that stands beside a shard in edits/, attributes/, dropped/ and dead/."""
+    return shard if shard.endswith(".parquet") else shard + ".parquet"

@@ -1,0 +1,140 @@
+"""Inputs: from what the user typed to a list of shards.
+
+A file, a folder, a glob, a `datasets` folder, an output of tamis, a hub id; local or any fsspec URL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from schemas.errors import InputError
+from transforms.shards.files import Folder
+from transforms.shards.formats import format_of
+
+_GLOB = re.compile(r"[*?\[]")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
+# What `datasets` keeps beside its Arrow files; copied along so that the output loads the same way.
+_COMPANIONS = {"dataset_info.json", "state.json", "dataset_dict.json"}
+
+
+class ShardFile(NamedTuple):
+    """One input file.
+
+    Attributes:
+        name: Path relative to the input root.
+        format: `parquet`, `jsonl` or `arrow`.
+        size: Bytes.
+        stamp: Modification time as the filesystem tells it; with the size, a quick sign that nothing changed.
+    """
+
+    name: str
+    format: str
+    size: int
+    stamp: str
+
+
+@dataclass(frozen=True)
+class InputListing:
+    """All of an input.
+
+    Attributes:
+        root: The folder shard names are relative to.
+        shards: Sorted by name.
+        companions: Files copied unchanged (a `datasets` folder's own JSON).
+        ignored: Number of files that are no shards.
+        lineage: run id and config hash of the tamis output this is, if it is one.
+    """
+
+    root: Folder
+    shards: tuple[ShardFile, ...]
+    companions: tuple[str, ...] = ()
+    ignored: int = 0
+    lineage: dict[str, Any] | None = None
+
+
+def list_input(source: str, options: dict[str, Any] | None = None) -> InputListing:
+    """Find the shards of an input.
+
+    Args:
+        source: What the user typed.
+        options: fsspec options of its filesystem.
+
+    Raises:
+        InputError: There is nothing there, or nothing that is a shard.
+    """
+    options = options or {}
+    if _HUB_ID.match(source) and not _URL.match(source) and not Path(source).exists():
+        source = f"hf://datasets/{source}"
+    if _GLOB.search(source):
+        return _from_glob(source, options)
+    folder = Folder(source, **options)
+    if not folder.exists():
+        raise InputError(f"no such input: {source}")
+    if folder.fs.isfile(folder.path()):
+        parent, _, name = folder.url.rpartition("/")
+        root = Folder(parent or ("/" if folder.url.startswith("/") else "."), **options)
+        return _listing(root, [name], source)
+    if folder.exists("manifest.json") and folder.exists("_tamis"):
+        return _from_output(folder, source)
+    return _listing(folder, folder.find(), source)
+
+
+def _from_glob(source: str, options: dict[str, Any]) -> InputListing:
+    fixed = source[: _GLOB.search(source).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    root = Folder(fixed or ("/" if source.startswith("/") else "."), **options)
+    pattern = source[len(fixed) :].lstrip("/") if fixed else source.lstrip("/")
+    matches = root.fs.glob(f"{root.root.rstrip('/')}/{pattern}")
+    cut = len(root.root.rstrip("/")) + 1
+    names = [m[cut:] for m in sorted(matches) if root.fs.isfile(m)]
+    if not names:
+        raise InputError(f"nothing matches {source}")
+    return _listing(root, names, source)
+
+
+def _from_output(folder: Folder, source: str) -> InputListing:
+    """An output of tamis: open what its manifest names, and nothing else."""
+    if not folder.exists("_SUCCESS"):
+        raise InputError(
+            f"{source} is an unfinished tamis output (no _SUCCESS); run its job again to finish it"
+        )
+    manifest = json.loads(folder.read("manifest.json"))
+    root = folder.child("data")
+    names = [s["path"] for s in manifest["shards"] if not s.get("error")]
+    names += list(manifest.get("companions", ()))
+    listing = _listing(root, names, source)
+    lineage = {key: manifest.get(key) for key in ("job", "run_id", "config_hash", "lineage")}
+    return InputListing(root, listing.shards, listing.companions, listing.ignored, lineage)
+
+
+def _listing(root: Folder, names: list[str], source: str) -> InputListing:
+    shards: list[ShardFile] = []
+    companions: list[str] = []
+    ignored = 0
+    for name in names:
+        parts = name.split("/")
+        if any(p.startswith((".", "_")) for p in parts):
+            continue
+        format_ = format_of(name)
+        if parts[-1] in _COMPANIONS:
+            companions.append(name)
+        elif format_ is None:
+            ignored += 1
+        else:
+            info = root.fs.info(root.path(name))
+            stamp = (
+                info.get("mtime")
+                or info.get("LastModified")
+                or info.get("updated")
+                or info.get("created")
+                or ""
+            )
+            shards.append(ShardFile(name, format_, int(info.get("size") or 0), str(stamp)))
+    if not shards:
+        seen = f" ({ignored} other files there)" if ignored else ""
+        raise InputError(f"no Parquet, JSONL or Arrow shards in {source}{seen}")
+    return InputListing(root, tuple(sorted(shards)), tuple(companions), ignored)
