@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -84,6 +85,7 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
     job = replace(
         job,
         input_url=listing.root.url,
+        output_url=job.output().url,
         lineage=listing.lineage,
         at_least_tasks=max(4, 4 * settings.workers),
     )
@@ -103,7 +105,7 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
             return RunResult("already finished", orjson.loads(output.read(MANIFEST)), plan, len(done))
         for name in (SUCCESS, MANIFEST):
             output.remove(name)
-        output.write(JOB, _describe(job))
+        output.write(JOB, _describe(job, source))
         save_plan(plan, output)
         run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
         EventLog(output).emit(
@@ -185,10 +187,11 @@ def _check_places(source: Folder, output: Folder) -> None:
         )
 
 
-def _describe(job: Job) -> bytes:
+def _describe(job: Job, source: str = "") -> bytes:
     return orjson.dumps(
         {
             "name": job.name,
+            "source": _absolute(source),
             "input": job.input_url,
             "text_column": job.text_column,
             "id_column": job.id_column,
@@ -268,6 +271,11 @@ def _is_finished(output: Folder, job: Job, plan: Plan, done: dict[tuple[str, int
     manifest = orjson.loads(output.read(MANIFEST))
     made = {s["path"]: s.get("source_fingerprint") for s in manifest["shards"]}
     return manifest["config_hash"] == job.config_hash and made == {s.name: s.fingerprint for s in plan.shards}
+
+
+def _absolute(source: str) -> str:
+    """A local path as it reads from anywhere; URLs and hub ids as they are."""
+    return str(Path(source).absolute()) if Path(source.split("*")[0] or ".").exists() else source
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ class Folder:
         self.fs, root = fsspec.core.url_to_fs(self.url, **options)
         self.root = root.rstrip("/") or "/"
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        if self.is_local:
+            self.url = self.root  # absolute: a worker may have another working directory
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"

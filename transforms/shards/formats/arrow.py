@@ -52,6 +52,12 @@ class ArrowFormat:
             for plan, batch in regroup((b.select(columns) for b in batches), 0, units):
                 yield ReadUnit(plan, batch)
 
+    def scan(self, folder: Folder, name: str) -> Iterator[pa.Table]:
+        """Read batch by batch."""
+        with _batches(folder, name) as (schema, batches, _):
+            for batch in batches:
+                yield pa.Table.from_batches([batch], schema)
+
     def assemble(
         self,
         folder: Folder,

@@ -118,6 +118,10 @@ class ShardFormat(Protocol):
         """Read consecutive units, projected to the text and id columns, one at a time."""
         ...
 
+    def scan(self, folder: Folder, name: str) -> Iterator[pa.Table]:
+        """Read a shard whole and in order, a piece at a time: all its columns, or `raw` for JSONL."""
+        ...
+
     def assemble(
         self,
         folder: Folder,

@@ -35,6 +35,7 @@ _BOM = b"\xef\xbb\xbf"
 _BLANK_LIMIT = 64  # a longer run of white space on one line is a row, and a dead one
 _SAMPLE = 1000  # rows looked at before the text column is said to be missing
 _BUFFER = 1 << 20
+_SCAN_BYTES = 8 << 20
 _LOOSE = json.JSONDecoder(strict=False)
 
 
@@ -87,6 +88,13 @@ class JsonlFormat:
                 columns[id_column] = pa.array(ids, pa.string())
             failed = errors if any(errors) else None
             yield ReadUnit(plan, pa.RecordBatch.from_pydict(columns), failed)
+
+    def scan(self, folder: Folder, name: str) -> Iterator[pa.Table]:
+        """Read lines as they stand, as column `raw`, some megabytes at a time."""
+        with _stream(folder, name) as stream:
+            while lines := stream.readlines(_SCAN_BYTES):
+                rows = [line for line in lines if not _is_blank(line)]
+                yield pa.table({"raw": pa.array(rows, pa.binary())})
 
     def assemble(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.columns import check_text_column
@@ -73,6 +74,12 @@ class ParquetFormat:
             )
             for plan, batch in regroup(batches, start, units):
                 yield ReadUnit(plan, batch)
+
+    def scan(self, folder: Folder, name: str) -> Iterator[pa.Table]:
+        """Read all columns, some rows at a time."""
+        with _open(folder, name) as file:
+            for batch in file.iter_batches(batch_size=8192, use_threads=False):
+                yield pa.Table.from_batches([batch], file.schema_arrow)
 
     def assemble(
         self,

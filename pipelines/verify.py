@@ -1,0 +1,226 @@
+"""`tamis verify`: is an output what its manifest says, and is every byte outside the recorded edits the input's?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.columns import to_plain_text
+from schemas.errors import OutputError
+from transforms.edits import apply_edits
+from transforms.shards.files import Folder, file_fingerprint, sidecar_name
+from transforms.shards.finish import MANIFEST, SUCCESS
+from transforms.shards.formats import format_of, get_format
+from transforms.shards.formats.jsonl import splice
+
+_BLOCK = 8 << 20
+
+
+@dataclass
+class Verdict:
+    """What a verification found.
+
+    Attributes:
+        shards: Shards looked at.
+        rows: Rows compared with the input.
+        edited_rows: Rows whose text differs from the input's, each explained by its edits.
+        bytes_outside_edits: Bytes of text outside edits, all equal to the input's when `problems` is empty.
+        problems: One line each; empty = the output is sound.
+        compared: Whether the input was at hand.
+    """
+
+    shards: int = 0
+    rows: int = 0
+    edited_rows: int = 0
+    bytes_outside_edits: int = 0
+    problems: list[str] = field(default_factory=list)
+    compared: bool = False
+
+
+def verify_output(url: str, *, compare: bool = True, options: dict[str, Any] | None = None) -> Verdict:
+    """Check an output folder.
+
+    Args:
+        url: The output folder.
+        compare: Also replay the edits over the input and compare every row.
+        options: fsspec options, used for both.
+
+    Raises:
+        OutputError: The folder is not a finished output.
+    """
+    output = Folder(url, **(options or {}))
+    if not output.exists(MANIFEST) or not output.exists(SUCCESS):
+        raise OutputError(
+            f"{url} is not a finished tamis output (manifest.json and _SUCCESS are not both there)"
+        )
+    manifest = orjson.loads(output.read(MANIFEST))
+    verdict = Verdict()
+    named = {s["path"] for s in manifest["shards"] if not s.get("error")} | set(
+        manifest.get("companions", ())
+    )
+    for path in output.find("data"):
+        if path.removeprefix("data/") not in named:
+            verdict.problems.append(f"{path}: not named by the manifest")
+    source = Folder(manifest["input"]["root"], **(options or {}))
+    verdict.compared = compare and source.exists()
+    if compare and not verdict.compared:
+        verdict.problems.append(
+            f"the input {source.url} is not there to compare with (pass --no-input to leave it out)"
+        )
+    for entry in manifest["shards"]:
+        if entry.get("error"):
+            continue
+        verdict.shards += 1
+        problem = _check_file(output, entry)
+        if problem:
+            verdict.problems.append(problem)
+        elif verdict.compared:
+            try:
+                _compare(source, output, entry, manifest["input"]["text_column"], verdict)
+            except (ValueError, KeyError, pa.ArrowException) as error:
+                verdict.problems.append(f"{entry['path']}: {error}")
+    return verdict
+
+
+def _check_file(output: Folder, entry: dict[str, Any]) -> str | None:
+    name = f"data/{entry['path']}"
+    if not output.exists(name):
+        return f"{name}: missing"
+    state, size = hashlib.sha256(), 0
+    with output.open(name) as file:
+        while block := file.read(_BLOCK):
+            state.update(block)
+            size += len(block)
+    if size != entry["bytes"]:
+        return f"{name}: {size} bytes, the manifest says {entry['bytes']}"
+    if state.hexdigest() != entry["sha256"]:
+        return f"{name}: its sha256 is not the manifest's"
+    return None
+
+
+def _compare(
+    source: Folder, output: Folder, entry: dict[str, Any], text_column: str, verdict: Verdict
+) -> None:
+    name = entry["path"]
+    if file_fingerprint(source, name) != entry["source_fingerprint"]:
+        raise ValueError("the input has changed since the run; nothing can be said about this shard")
+    format_ = get_format(str(format_of(name)))
+    side = sidecar_name(name)
+    removed = {int(r) for folder in ("dropped", "dead") for r in _column(output, f"{folder}/{side}", "row")}
+    edits: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for edit in _rows(output, f"edits/{side}", ["row", "start", "end", "before", "after"]):
+        edits[edit["row"]].append(edit)
+    written = _Rows(format_.scan(output.child("data"), name))
+    row = 0
+    for chunk in format_.scan(source, name):
+        keep = np.array([row + i not in removed for i in range(chunk.num_rows)], bool)
+        numbers = np.arange(row, row + chunk.num_rows)[keep]
+        before = chunk.filter(pa.array(keep))
+        after = written.take(before.num_rows)
+        if format_.name == "jsonl":
+            _compare_lines(before, after, numbers, edits, text_column, verdict)
+        else:
+            _compare_columns(before, after, numbers, edits, text_column, verdict)
+        row += chunk.num_rows
+    if written.take(1).num_rows:
+        raise ValueError("it has more rows than the input less what was dropped")
+    for folder in output.find("attributes"):
+        if folder.endswith(f"/{side}"):
+            rows = len(_column(output, folder, "row"))
+            if rows != entry["rows_kept"]:
+                raise ValueError(f"{folder} has {rows} rows, data has {entry['rows_kept']}")
+
+
+def _compare_lines(
+    before: pa.Table,
+    after: pa.Table,
+    numbers: np.ndarray,
+    edits: dict[int, list[dict[str, Any]]],
+    text_column: str,
+    verdict: Verdict,
+) -> None:
+    pairs = zip(
+        numbers.tolist(), before.column("raw").to_pylist(), after.column("raw").to_pylist(), strict=True
+    )
+    for number, old, new in pairs:
+        verdict.rows += 1
+        changes = [e for e in edits.get(number, ()) if e["before"] != e["after"]]
+        expected = old
+        outside = len(old)
+        if changes:
+            text = orjson.loads(old.removeprefix(b"\xef\xbb\xbf"))[text_column]
+            expected = splice(old, text_column, apply_edits(text, changes))
+            outside = len(old) - sum(len(e["before"].encode()) for e in changes)
+            verdict.edited_rows += 1
+        if expected.strip() != new.strip():
+            raise ValueError(f"row {number} differs from the input outside its recorded edits")
+        verdict.bytes_outside_edits += outside
+
+
+def _compare_columns(
+    before: pa.Table,
+    after: pa.Table,
+    numbers: np.ndarray,
+    edits: dict[int, list[dict[str, Any]]],
+    text_column: str,
+    verdict: Verdict,
+) -> None:
+    if before.num_rows != after.num_rows:
+        raise ValueError(f"{after.num_rows} rows where {before.num_rows} were expected")
+    if not before.schema.equals(after.schema, check_metadata=True):
+        raise ValueError("its schema is not the input's")
+    for column in before.schema.names:
+        if column != text_column and not before.column(column).equals(after.column(column)):
+            raise ValueError(f"column '{column}' differs from the input's")
+    old, new = to_plain_text(before.column(text_column)), to_plain_text(after.column(text_column))
+    same = pc.or_(pc.fill_null(pc.equal(old, new), False), pc.and_(pc.is_null(old), pc.is_null(new)))
+    different = np.flatnonzero(~same.to_numpy(zero_copy_only=False))
+    outside = int(pc.sum(pc.binary_length(old)).as_py() or 0)
+    for i in different.tolist():
+        number = int(numbers[i])
+        changes = edits.get(number, [])
+        if not changes or apply_edits(old[i].as_py(), changes) != new[i].as_py():
+            raise ValueError(f"row {number} differs from the input outside its recorded edits")
+        outside -= sum(len(e["before"].encode()) for e in changes if e["before"] != e["after"])
+        verdict.edited_rows += 1
+    verdict.rows += before.num_rows
+    verdict.bytes_outside_edits += outside
+
+
+class _Rows:
+    """Rows of a stream of tables, taken a number at a time."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables = tables
+        self._rest: pa.Table | None = None
+
+    def take(self, count: int) -> pa.Table:
+        while self._rest is None or self._rest.num_rows < count:
+            table = next(self._tables, None)
+            if table is None:
+                break
+            self._rest = table if self._rest is None else pa.concat_tables([self._rest, table])
+        if self._rest is None:
+            return pa.table({})
+        out, self._rest = self._rest.slice(0, count), self._rest.slice(count)
+        return out
+
+
+def _rows(output: Folder, name: str, columns: list[str]) -> list[dict[str, Any]]:
+    if not output.exists(name):
+        return []
+    with output.open(name) as file:
+        return pl.read_parquet(file, columns=columns).to_dicts()
+
+
+def _column(output: Folder, name: str, column: str) -> list[Any]:
+    return [r[column] for r in _rows(output, name, [column])]
