@@ -328,7 +328,7 @@ def retry(
     """Replay dead rows and unreadable shards with the settings of their run."""
     from pipelines.retry import retry_output
 
-    settings = _run_settings(workers, 64, False, dry_run, progress, ctx.args)
+    settings = _run_settings(workers, None, False, dry_run, progress, ctx.args)
     replay, result = retry_output(out, settings, options=_pairs(storage_option))
     print(f"{replay.rows} dead rows in {replay.units} units, {replay.shards} unreadable shards")
     if result is not None and result.manifest is not None:
@@ -376,14 +376,14 @@ def models_show(name: Annotated[str, typer.Argument(help="Name of a model.")]) -
 
 
 def _run_settings(
-    workers: int, unit_rows: int, overwrite: bool, dry_run: bool, progress: str, beam_args: list[str]
+    workers: int, unit_rows: int | None, overwrite: bool, dry_run: bool, progress: str, beam_args: list[str]
 ) -> Any:
     from pipelines.run import RunSettings
     from transforms.shards.formats import UnitLimits
 
     return RunSettings(
         workers=workers,
-        limits=UnitLimits(rows=unit_rows),
+        limits=UnitLimits(rows=unit_rows) if unit_rows else None,
         overwrite=overwrite,
         dry_run=dry_run,
         progress=progress,

@@ -14,13 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from transforms.detox.steps import (
-    AcceptRewrites,
-    GateToxicity,
-    LocalizeToxicSpans,
-    RewriteToxicSegments,
-    SegmentText,
-)
 
 from models import prompts, registry
 from models.protocols import ModelInfo
@@ -33,8 +26,15 @@ from transforms.detox.options import (
     RewriteOptions,
     SegmentOptions,
 )
+from transforms.detox.steps import (
+    AcceptRewrites,
+    GateToxicity,
+    LocalizeToxicSpans,
+    RewriteToxicSegments,
+    SegmentText,
+)
 from transforms.shards.engine import Job
-from transforms.shards.formats import AssembleOptions
+from transforms.shards.formats import AssembleOptions, UnitLimits
 
 EMBEDDED_MODEL, EMBEDDED_ADAPTER = "smollm2", "detox"
 # Where a run happens, not what comes out of it: kept out of the configuration hash.
@@ -204,6 +204,8 @@ def build_job(config: DetoxConfig) -> Job:
         ),
         AcceptRewrites(
             config.accept,
+            config.gate,
+            config.segment,
             scorer=config.scorer,
             scorer_options=scorer_options,
             encoder=config.encoder,
@@ -223,6 +225,9 @@ def build_job(config: DetoxConfig) -> Job:
         seed=config.seed,
         assemble=AssembleOptions(config.compression, config.row_group_rows),
         max_dead=config.max_dead,
+        # A rewritten row costs seconds: small units share the work well and are committed often.
+        limits=UnitLimits(rows=16, bytes=1 << 20),
+        max_units=1024,
         on_finish="pipelines.report:write_report",
         input_options=config.storage_options,
         output_options=config.storage_options,

@@ -92,8 +92,14 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
     output = job.output()
     _check_places(listing.root, output)
     _check_owner(output, job, overwrite=settings.overwrite)
-    limits = settings.limits or UnitLimits()
-    plan = make_plan(listing, job.text_column, job.id_column, limits, _previous(output, job))
+    plan = make_plan(
+        listing,
+        job.text_column,
+        job.id_column,
+        settings.limits or job.limits,
+        _previous(output, job),
+        None if settings.limits else job.max_units,
+    )
     if settings.dry_run:
         done = read_receipts(output, plan, job.config_hash) if output.exists(RECEIPTS) else {}
         return RunResult("planned", None, plan, len(done))

@@ -27,7 +27,7 @@ from transforms.shards.coders import KeyedBatch, typed
 from transforms.shards.events import EventLog
 from transforms.shards.files import Folder
 from transforms.shards.finish import finish_output
-from transforms.shards.formats import AssembleOptions, ReadUnit, get_format
+from transforms.shards.formats import AssembleOptions, ReadUnit, UnitLimits, get_format
 from transforms.shards.keys import ShardKey
 from transforms.shards.plan import Plan, ReadTask, ShardPlan, load_plan, plan_key
 from transforms.shards.receipts import (
@@ -63,6 +63,8 @@ class Job:
         on_finish: `module:function` called with the output URL before the manifest is written (the report).
         input_options: fsspec options of the input.
         output_options: fsspec options of the output.
+        limits: Unit size, where the user sets none.
+        max_units: About so many units at most, where the user sets no unit size; None = no bound.
         at_least_tasks: Read tasks to make at least, so that every worker has some.
         lineage: What the input says of itself, where it is an output of tamis.
     """
@@ -82,6 +84,8 @@ class Job:
     on_finish: str | None = None
     input_options: Mapping[str, Any] = field(default_factory=dict)
     output_options: Mapping[str, Any] = field(default_factory=dict)
+    limits: UnitLimits = field(default_factory=UnitLimits)
+    max_units: int | None = None
     at_least_tasks: int = 4
     lineage: Mapping[str, Any] | None = None
 

@@ -141,11 +141,21 @@ def make_plan(
     id_column: str | None,
     limits: UnitLimits,
     previous: Plan | None = None,
+    max_units: int | None = None,
 ) -> Plan:
     """Survey every shard; one that cannot be read becomes a shard with an error, the others go on.
 
     A shard that a previous plan of the same folder already holds, and that has not changed, keeps its units, so
     what is committed stays usable even if unit sizes were set otherwise this time.
+
+    Args:
+        listing: The input.
+        text_column: Column with the text.
+        id_column: Column with ids, if any.
+        limits: Largest unit.
+        previous: Plan of an earlier run.
+        max_units: Join neighbouring units of a shard until there are about so many, so that a job with small units
+            does not write a hundred thousand receipts over a large corpus.
 
     Raises:
         InputError: A readable shard lacks the text column, two shards would share a sidecar, or none can be read.
@@ -175,7 +185,35 @@ def make_plan(
         shards = tuple(pool.map(survey, listing.shards))
     if all(s.error for s in shards):
         raise InputError(f"no shard can be read; the first, {shards[0].name}: {shards[0].error}")
+    if max_units is not None:
+        count = sum(len(s.units) for s in shards)
+        factor = -(-count // max_units)
+        shards = tuple(s if _kept(s, known.get(s.name)) else coarsen(s, factor) for s in shards)
     return Plan(listing.root.url, text_column, id_column, limits, shards, listing.companions)
+
+
+def _kept(shard: ShardPlan, old: ShardPlan | None) -> bool:
+    return old is not None and not old.error and shard.fingerprint == old.fingerprint
+
+
+def coarsen(shard: ShardPlan, factor: int) -> ShardPlan:
+    """Join every `factor` neighbouring units of a shard into one."""
+    if factor <= 1:
+        return shard
+    joined: list[UnitPlan] = []
+    for i in range(0, len(shard.units), factor):
+        part = shard.units[i : i + factor]
+        joined.append(
+            UnitPlan(
+                unit=len(joined),
+                first_row=part[0].first_row,
+                rows=sum(u.rows for u in part),
+                bytes=sum(u.bytes for u in part),
+                start=part[0].start,
+                end=part[-1].end,
+            )
+        )
+    return replace(shard, units=tuple(joined))
 
 
 def _check_sidecars(listing: InputListing) -> None:
