@@ -30,6 +30,9 @@ def check_text_column(schema: pa.Schema, name: str, *, shard: str) -> pa.Field:
     """
     index = schema.get_field_index(name)
     if index < 0:
+        same = schema.names.count(name)
+        if same > 1:  # get_field_index finds neither of two
+            raise InputError(f"{shard}: {same} columns are named '{name}'; rename one of them")
         candidates = [f.name for f in schema if is_text(f.type)]
         hint = f"pass --text-column {candidates[0]}" if candidates else "it has no text column at all"
         raise InputError(
@@ -55,11 +58,21 @@ def to_plain_text(values: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def to_original_type(values: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Encode plain text as the column it came from (large_string, string_view, dictionary with its index type)."""
+    """Encode plain text as the column it came from (large_string, string_view, dictionary with its index type).
+
+    Raises:
+        InputError: The dictionary's index type cannot count so many distinct values.
+    """
     if values.type.equals(type_):
         return values
     if pa.types.is_dictionary(type_):
         encoded = values.cast(type_.value_type).dictionary_encode()
-        indices = encoded.indices.cast(type_.index_type)
+        try:
+            indices = encoded.indices.cast(type_.index_type)
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"the changed text has {len(encoded.dictionary)} distinct values, too many for a column of type "
+                f"{type_}; give the input a wider index type (int32) or plain text"
+            ) from error
         return pa.DictionaryArray.from_arrays(indices, encoded.dictionary, ordered=type_.ordered)
     return values.cast(type_)
