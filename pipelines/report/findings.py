@@ -1,0 +1,59 @@
+"""Everything the report and the card say, gathered once from an output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.report.costs import Losses, losses
+from pipelines.report.documents import DocumentStats, document_stats, other_attributes
+from pipelines.report.edits import EditStats, edit_stats
+from pipelines.report.output import Output
+from pipelines.report.stats import Floats
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a job left behind, as numbers and a few samples; the parts a job has no data for are None or empty.
+
+    Attributes:
+        manifest: The manifest.
+        documents: From the `toxicity` attributes.
+        edits: From `edits/`.
+        dropped: From `dropped/`.
+        dead: From `dead/`.
+        attributes: Samples of numeric attributes not covered by `documents`.
+        tables: Tables of the folder besides `data`.
+    """
+
+    manifest: Mapping[str, Any]
+    documents: DocumentStats | None
+    edits: EditStats | None
+    dropped: Losses | None
+    dead: Losses | None
+    attributes: Mapping[str, Floats]
+    tables: tuple[str, ...]
+
+    @classmethod
+    def of(cls, output: Output) -> Findings:
+        """Read the folder once, streaming.
+
+        Raises:
+            OutputError: It has no manifest.
+        """
+        return cls(
+            manifest=output.require_manifest(),
+            documents=document_stats(output),
+            edits=edit_stats(output),
+            dropped=losses(output, "dropped"),
+            dead=losses(output, "dead"),
+            attributes=other_attributes(output),
+            tables=tuple(t for t in output.tables if t != "data"),
+        )
+
+    @property
+    def totals(self) -> Mapping[str, int]:
+        """Sums over all shards."""
+        totals: Mapping[str, int] = self.manifest.get("totals", {})
+        return totals
