@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
+from schemas.errors import InputError
 from transforms.shards.deltas import DeltaCursor
 from transforms.shards.files import Folder
 
@@ -138,13 +139,12 @@ class ShardFormat(Protocol):
 
 
 def cut(rows: int, size: int, first_row: int, first_unit: int, limits: UnitLimits) -> list[UnitPlan]:
-    """Cut a stretch of rows into units of even size."""
-    parts = limits.parts(rows, size)
-    bounds = [rows * i // parts for i in range(parts + 1)]
+    """Cut a stretch of rows into units of even size; a row is never cut, however large it is."""
+    parts = min(limits.parts(rows, size), rows)
+    bounds = [rows * i // parts for i in range(parts + 1)] if rows else []
     return [
-        UnitPlan(first_unit + i, first_row + a, b - a, size * (b - a) // max(rows, 1))
+        UnitPlan(first_unit + i, first_row + a, b - a, size * (b - a) // rows)
         for i, (a, b) in enumerate(itertools.pairwise(bounds))
-        if b > a
     ]
 
 
@@ -170,7 +170,11 @@ def pack(chunks: Iterable[tuple[int, int]], limits: UnitLimits) -> list[UnitPlan
 def regroup(
     batches: Iterable[pa.RecordBatch], first_row: int, units: Sequence[UnitPlan]
 ) -> Iterator[tuple[UnitPlan, pa.RecordBatch]]:
-    """Cut a stream of batches, whose first row is row `first_row` of the shard, at unit boundaries."""
+    """Cut a stream of batches, whose first row is row `first_row` of the shard, at unit boundaries.
+
+    Raises:
+        InputError: The stream ends before the units do.
+    """
     stream = iter(batches)
     held: list[pa.RecordBatch] = []
     at = first_row  # row number of the first row held
@@ -180,7 +184,10 @@ def regroup(
         while at + have < end:
             batch = next(stream, None)
             if batch is None:
-                raise EOFError(f"shard ended at row {at + have}, planned {end}: it changed under the job")
+                raise InputError(
+                    f"the shard ended at row {at + have} where {end} were planned: it changed while the job ran; "
+                    "run the same command again"
+                )
             held.append(batch)
             have += batch.num_rows
         while held and at + held[0].num_rows <= unit.first_row:
