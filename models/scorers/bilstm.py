@@ -54,11 +54,17 @@ class BilstmScorer:
         self._vocabulary: dict[str, int] = record["vocabulary"]
         self._separators = str.maketrans(dict.fromkeys(record["separators"], " "))
         self._limit: int = record["max_tokens"]
-        arrays = load_file(folder / "bilstm.safetensors")
+        # Cloned: the file's tensors lie at any offset, and matrix products on unaligned memory take other kernels.
+        arrays = {name: array.clone() for name, array in load_file(folder / "bilstm.safetensors").items()}
         self._forward = _Direction(arrays, "forward")
         self._backward = _Direction(arrays, "backward")
         self._dense = (arrays["dense.kernel"], arrays["dense.bias"])
-        self._output = (arrays["output.kernel"], arrays["output.bias"])
+        # Sixteen columns for six labels: products narrower than a vector round by the row's position.
+        spare = (0, 16 - len(self.labels))
+        self._output = (
+            torch.nn.functional.pad(arrays["output.kernel"], spare),
+            torch.nn.functional.pad(arrays["output.bias"], spare),
+        )
         with torch.inference_mode():
             self._pads = self._table_pads()
 
@@ -120,7 +126,7 @@ class BilstmScorer:
         lowest = torch.full_like(zero, -2.0)  # below any tanh
         backward = self._backward.run(torch.cat([steps.flip(0), tail]), zero, zero.clone(), lowest)
         hidden = torch.addmm(self._dense[1], torch.cat([forward, backward], 1), self._dense[0]).relu_()
-        return torch.addmm(self._output[1], hidden, self._output[0])
+        return torch.addmm(self._output[1], hidden, self._output[0])[:, : len(self.labels)]
 
     def _table_pads(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Forward state, cell and running maximum after 0, 1, ... paddings: each (limit + 1, units)."""
