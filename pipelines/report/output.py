@@ -6,7 +6,7 @@ Everything streams: a table is read batch by batch, and only the columns (or nes
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -29,13 +29,14 @@ class Output:
 
     Args:
         out: The folder, as the user named it.
+        options: fsspec options of its filesystem.
 
     Raises:
         OutputError: There is no such folder.
     """
 
-    def __init__(self, out: str) -> None:
-        self.folder = Folder(out)
+    def __init__(self, out: str, options: Mapping[str, Any] | None = None) -> None:
+        self.folder = Folder(out, **(options or {}))
         if not self.folder.exists():
             raise OutputError(f"{out}: no such folder; pass the --output of a tamis job")
 
@@ -172,7 +173,8 @@ def read_batches(
         elif format_ == "arrow":
             yield from _read_ipc(folder, name, columns)
         else:
-            yield from _read_jsonl(folder, name, columns)
+            for rows in read_json_rows(folder, name):
+                yield json_batch(rows, columns)
     except (pa.ArrowException, EOFError, OSError) as error:
         raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())})") from error
 
@@ -221,18 +223,21 @@ def _read_ipc(folder: Folder, name: str, columns: Sequence[str] | None) -> Itera
             yield batch.select(list(columns)) if columns else batch
 
 
-def _read_jsonl(folder: Folder, name: str, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+def read_json_rows(folder: Folder, name: str) -> Iterator[list[dict[str, Any]]]:
+    """Stream a JSONL file as chunks of its own objects, each with just the fields its line has.
+
+    A line that is not a JSON object becomes one with the single field `_unreadable` or `_value`.
+    """
     with folder.open(name) as raw, _unpacked(raw, name) as lines:
         chunk: list[dict[str, Any]] = []
         for line in lines:
-            if not line.strip():
-                continue
-            chunk.append(_json_row(line))
+            if line.strip():
+                chunk.append(_json_row(line))
             if len(chunk) == _JSON_CHUNK:
-                yield _to_batch(chunk, columns)
+                yield chunk
                 chunk = []
         if chunk:
-            yield _to_batch(chunk, columns)
+            yield chunk
 
 
 def _json_row(line: bytes) -> dict[str, Any]:
@@ -243,7 +248,8 @@ def _json_row(line: bytes) -> dict[str, Any]:
     return row if isinstance(row, dict) else {"_value": row}
 
 
-def _to_batch(rows: list[dict[str, Any]], columns: Sequence[str] | None) -> pa.RecordBatch:
+def json_batch(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> pa.RecordBatch:
+    """JSON objects as a batch; a field whose type differs between them is text, the JSON it was."""
     names = list(dict.fromkeys(k for row in rows for k in row))
     if columns:
         names = [n for n in names if n in columns]
@@ -253,7 +259,6 @@ def _to_batch(rows: list[dict[str, Any]], columns: Sequence[str] | None) -> pa.R
         try:
             arrays.append(pa.array(values))
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            # Fields whose type differs between lines are shown as the JSON they are.
             arrays.append(pa.array([None if v is None else orjson.dumps(v).decode() for v in values]))
     return pa.RecordBatch.from_arrays(arrays, names=names)
 

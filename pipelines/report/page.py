@@ -142,11 +142,10 @@ def _tiles(found: Findings, judge: JudgeScores | None) -> list[dict[str, Any]]:
             }
         )
     if judge is not None:
-        before, after = (float(np.mean(np.asarray(v, np.float64))) for v in (judge.before, judge.after))
         tiles.append(
             {
-                "before": two_places(before),
-                "value": two_places(after),
+                "before": two_places(float(np.mean(np.asarray(judge.before, np.float64)))),
+                "value": two_places(float(np.mean(np.asarray(judge.after, np.float64)))),
                 "label": "independent judge",
                 "note": judge.name,
             }
