@@ -9,8 +9,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,7 +38,11 @@ _BLANK_LIMIT = 64  # a longer run of white space on one line is a row, and a dea
 _SAMPLE = 1000  # rows looked at before the text column is said to be missing
 _BUFFER = 1 << 20
 _SCAN_BYTES = 8 << 20
-_LOOSE = json.JSONDecoder(strict=False)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.S)
+_TOKEN = re.compile(_STRING.pattern + rb"|[\[\]{}]", re.S)
+_ATOM = re.compile(rb"[^\s,\]}]+")
+_QUOTE, _COMMA, _CLOSE = b'",}'
+_SPACE = re.compile(rb"[ \t\r\n]*+")
 
 
 class JsonlFormat:
@@ -67,7 +73,7 @@ class JsonlFormat:
             units.append(UnitPlan(len(units), first, rows - first, end - start, start, end))
         elif units and end > start:  # blank lines behind the last row
             units[-1] = units[-1]._replace(end=end)
-        _check(sample, text_column, name)
+        _check(sample, text_column, id_column, name)
         return Survey(None, rows, tuple(units))
 
     def read(
@@ -137,34 +143,45 @@ def splice(raw: bytes, key: str, value: str | None) -> bytes:
     Raises:
         KeyError: The object has no such key.
     """
-    line = raw.decode("utf-8")
-    start, end = _value_span(line, key)
+    start, end = _value_span(raw, key)
     literal = json.dumps(value, ensure_ascii=raw.removeprefix(_BOM).isascii())
-    return (line[:start] + literal + line[end:]).encode("utf-8")
+    return raw[:start] + literal.encode("utf-8") + raw[end:]
 
 
-def _value_span(line: str, key: str) -> tuple[int, int]:
+def _value_span(raw: bytes, key: str) -> tuple[int, int]:
+    """Where the value of a top-level key stands, found without parsing (or recursing into) any other value."""
     span = None
-    at = _skip(line, line.index("{") + 1)
-    while line[at] != "}":
-        name, at = _LOOSE.raw_decode(line, at)
-        at = _skip(line, _skip(line, at) + 1)
-        start = at
-        _, at = _LOOSE.raw_decode(line, at)
+    at = _skip(raw, raw.index(b"{") + 1)
+    while raw[at] != _CLOSE:
+        end = _value_end(raw, at)
+        name = json.loads(raw[at:end])
+        start = _skip(raw, _skip(raw, end) + 1)
+        at = _value_end(raw, start)
         if name == key:
             span = (start, at)
-        at = _skip(line, at)
-        if line[at] == ",":
-            at = _skip(line, at + 1)
+        at = _skip(raw, at)
+        if raw[at] == _COMMA:
+            at = _skip(raw, at + 1)
     if span is None:
         raise KeyError(key)
     return span
 
 
-def _skip(line: str, at: int) -> int:
-    while line[at] in " \t\r\n":
-        at += 1
-    return at
+def _value_end(raw: bytes, at: int) -> int:
+    """Offset behind the value that begins at `at`, in a line already known to be JSON."""
+    if raw[at] not in b"[{":
+        return (_STRING if raw[at] == _QUOTE else _ATOM).match(raw, at).end()  # type: ignore[union-attr]
+    depth = 0
+    for token in _TOKEN.finditer(raw, at):
+        first = raw[token.start()]
+        depth += (first in b"[{") - (first in b"]}")
+        if depth == 0:
+            return token.end()
+    raise ValueError(f"a bracket opened at byte {at} is not closed")
+
+
+def _skip(raw: bytes, at: int) -> int:
+    return _SPACE.match(raw, at).end()  # type: ignore[union-attr]
 
 
 def _parse(raw: bytes, text_column: str, id_column: str | None) -> tuple[str | None, str | None, str | None]:
@@ -177,13 +194,14 @@ def _parse(raw: bytes, text_column: str, id_column: str | None) -> tuple[str | N
             return None, None, problem
     if not isinstance(row, dict):
         return None, None, f"not a JSON object but {type(row).__name__}"
-    id_ = _scalar(row.get(id_column)) if id_column else None
+    id_ = _id(row.get(id_column), raw, id_column) if id_column else None
     text = row.get(text_column)
     if text is None:
         error_text = None if text_column in row else f"no field '{text_column}' in this row"
         return None, id_, error_text
     if not isinstance(text, str):
-        return None, id_, f"field '{text_column}' is {type(text).__name__}, not text"
+        kind = "a number" if isinstance(text, _Number) else type(text).__name__
+        return None, id_, f"field '{text_column}' is {kind}, not text"
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -191,20 +209,37 @@ def _parse(raw: bytes, text_column: str, id_column: str | None) -> tuple[str | N
     return text, id_, None
 
 
-def _lenient(raw: bytes, error: Exception) -> tuple[Any, str | None]:
+@dataclass(frozen=True)
+class _Number:
+    """A number as it is written: any length, no digit lost."""
+
+    literal: str
+
+
+def _lenient(raw: bytes, error: Exception | None = None) -> tuple[Any, str | None]:
     """What Python's own parser accepts beyond the standard (NaN, lone surrogates) is not the user's loss."""
     try:
-        return json.loads(raw.decode("utf-8-sig")), None
+        text = raw.decode("utf-8-sig")
+        return json.loads(text, parse_int=_Number, parse_float=_Number), None
     except UnicodeDecodeError as bad:
         return None, f"invalid UTF-8 at byte {bad.start} of the line"
-    except ValueError:
-        return None, f"invalid JSON: {error}"
+    except RecursionError:
+        return None, "JSON nested too deeply"
+    except ValueError as bad:
+        return None, f"invalid JSON: {error or bad}"
 
 
-def _scalar(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, sort_keys=True)
+def _id(value: Any, raw: bytes, column: str) -> str | None:
+    """A row's id as text; a number keeps its digits, which a float does not."""
+    if isinstance(value, float):
+        row, problem = _lenient(raw)
+        value = value if problem else row[column]
+    if value is None:
+        return None
+    if isinstance(value, _Number):
+        return value.literal
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=lambda n: n.literal)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _text_array(texts: list[str | None]) -> pa.Array:
@@ -212,23 +247,37 @@ def _text_array(texts: list[str | None]) -> pa.Array:
     return pa.array(texts, pa.string() if size * 4 < 2**31 else pa.large_string())
 
 
-def _check(sample: list[bytes], text_column: str, name: str) -> None:
+def _check(sample: list[bytes], text_column: str, id_column: str | None, name: str) -> None:
+    """Say before work starts that no row looked at has the columns asked for.
+
+    Raises:
+        InputError: Rows were parsed, but none has text in the text column, or none has the id column.
+        ValueError: No row could be parsed.
+    """
     if not sample:
         return
-    parsed = [_parse(raw, text_column, None) for raw in sample]
-    if any(text is not None or error is None for text, _, error in parsed):
-        return
     fields: dict[str, str] = {}
+    usable = False
     for raw in sample:
+        text, _, error = _parse(raw, text_column, None)
+        usable = usable or text is not None or error is None
+        if usable and (id_column is None or id_column in fields):
+            return
         try:
             row = orjson.loads(raw.removeprefix(_BOM))
         except orjson.JSONDecodeError:
-            continue
+            row, _ = _lenient(raw)
         if isinstance(row, dict):
             for key, value in row.items():
                 fields.setdefault(key, type(value).__name__)
+    if usable and (id_column is None or id_column in fields):
+        return
     if not fields:
         raise ValueError(f"none of the first {len(sample)} lines is a JSON object")
+    if usable:
+        raise InputError(
+            f"{name}: no field '{id_column}' (fields: {', '.join(fields)}); pass another --id-column or none"
+        )
     if text_column in fields:
         raise InputError(
             f"{name}: field '{text_column}' is {fields[text_column]}, not text; pass another --text-column"
@@ -268,8 +317,9 @@ def _raw_units(
             data = stream.read(unit.end - unit.start)
             rows = _rows(data)
             if len(data) != unit.end - unit.start or len(rows) != unit.rows:
-                raise EOFError(
-                    f"{name}: {len(rows)} rows where {unit.rows} were planned: it changed under the job"
+                raise InputError(
+                    f"{name}: {len(rows)} rows where {unit.rows} were planned: it changed while the job ran; "
+                    "run the same command again"
                 )
             yield unit, rows
 
@@ -286,7 +336,8 @@ def _advance(stream: IO[bytes], count: int, *, seekable: bool) -> None:
 
 
 def _codec(name: str) -> str | None:
-    return "gz" if name.endswith(".gz") else "zst" if name.endswith(".zst") else None
+    suffix = name.rpartition(".")[2].lower()
+    return suffix if suffix in ("gz", "zst") else None
 
 
 @contextmanager
@@ -297,8 +348,9 @@ def _stream(folder: Folder, name: str) -> Iterator[IO[bytes]]:
             with gzip.open(file) as unzipped:
                 yield io.BufferedReader(unzipped, _BUFFER)  # type: ignore[type-var,arg-type]
         elif codec == "zst":
-            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-            yield io.BufferedReader(reader, _BUFFER)
+            # Arrow's reader, because zstandard's takes a truncated file for a short one.
+            reader = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+            yield io.BufferedReader(reader, _BUFFER)  # type: ignore[arg-type]
         else:
             yield file
 
@@ -309,10 +361,11 @@ def _writer(target: Path, name: str) -> Iterator[IO[bytes]]:
         codec = _codec(name)
         if codec == "gz":
             # No time stamp and no file name inside: the same rows give the same bytes.
-            with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as zipped:
+            with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as zipped:
                 yield zipped  # type: ignore[misc]
         elif codec == "zst":
-            with zstandard.ZstdCompressor(level=3).stream_writer(file, closefd=False) as packed:
-                yield packed  # type: ignore[misc]
+            packed = zstandard.ZstdCompressor(level=3).stream_writer(file, closefd=False)
+            with io.BufferedWriter(packed, _BUFFER) as buffered:  # type: ignore[type-var]
+                yield buffered
         else:
             yield file
