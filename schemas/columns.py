@@ -44,6 +44,35 @@ def check_text_column(schema: pa.Schema, name: str, *, shard: str) -> pa.Field:
     return field
 
 
+def check_id_column(schema: pa.Schema, name: str | None, *, shard: str) -> None:
+    """Check that ids can be read from a column: text, numbers, times; None asks for nothing.
+
+    Raises:
+        InputError: The column is missing, or its values have no text form.
+    """
+    if name is None:
+        return
+    index = schema.get_field_index(name)
+    if index < 0:
+        columns = ", ".join(schema.names)
+        raise InputError(
+            f"{shard}: no column '{name}' (columns: {columns}); pass another --id-column or none"
+        )
+    type_ = schema.field(index).type
+    plain = type_.value_type if pa.types.is_dictionary(type_) else type_
+    if not (
+        is_text(plain)
+        or pa.types.is_integer(plain)
+        or pa.types.is_floating(plain)
+        or pa.types.is_decimal(plain)
+        or pa.types.is_boolean(plain)
+        or pa.types.is_temporal(plain)
+    ):
+        raise InputError(
+            f"{shard}: column '{name}' is {type_}, which makes no id; pass another --id-column or none"
+        )
+
+
 def to_plain_text(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Decode text of any encoding to one `pa.string()` array (nulls stay null)."""
     if isinstance(values, pa.ChunkedArray):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.columns import check_text_column, is_text, to_original_type, to_plain_text
+from schemas.columns import check_id_column, check_text_column, is_text, to_original_type, to_plain_text
 from schemas.errors import InputError
 
 TEXT_TYPES = [
@@ -82,3 +82,42 @@ def test_a_column_name_that_stands_twice_is_said_to_stand_twice():
     schema = pa.schema([("text", pa.string()), ("text", pa.string())])
     with pytest.raises(InputError, match="2 columns are named 'text'"):
         check_text_column(schema, "text", shard="a.arrow")
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        *TEXT_TYPES,
+        pa.int64(),
+        pa.uint8(),
+        pa.float32(),
+        pa.decimal128(9, 2),
+        pa.bool_(),
+        pa.timestamp("us", "UTC"),
+        pa.duration("s"),
+        pa.dictionary(pa.int8(), pa.int64()),
+    ],
+    ids=str,
+)
+def test_ids_may_be_text_numbers_or_times(type_):
+    check_id_column(pa.schema([("id", type_)]), "id", shard="s")
+    values = pa.nulls(1, type_)
+    values = values.dictionary_decode() if pa.types.is_dictionary(type_) else values
+    assert values.cast(pa.string()).to_pylist() == [None]
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [pa.binary(), pa.binary(16), pa.list_(pa.int64()), pa.struct([("a", pa.int64())]), pa.null()],
+    ids=str,
+)
+def test_an_id_column_that_makes_no_text_is_refused(type_):
+    with pytest.raises(InputError, match="which makes no id; pass another --id-column or none"):
+        check_id_column(pa.schema([("id", type_)]), "id", shard="s")
+
+
+def test_a_missing_id_column_is_refused_and_none_asks_for_nothing():
+    schema = pa.schema([("text", pa.string())])
+    check_id_column(schema, None, shard="s")
+    with pytest.raises(InputError, match=r"s: no column 'doc' \(columns: text\)"):
+        check_id_column(schema, "doc", shard="s")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from schemas.columns import check_text_column
+from schemas.columns import check_id_column, check_text_column
 from schemas.fingerprint import schema_fingerprint
 from transforms.shards.deltas import DeltaCursor, apply_delta
 from transforms.shards.files import Folder
@@ -39,6 +39,7 @@ class ArrowFormat:
         """Plan by walking the batches (memory-mapped where the file is local)."""
         with _batches(folder, name) as (schema, batches, _):
             check_text_column(schema, text_column, shard=name)
+            check_id_column(schema, id_column, shard=name)
             index = schema.get_field_index(text_column)
             chunks = [(b.num_rows, b.column(index).nbytes) for b in batches]
             return Survey(schema, sum(n for n, _ in chunks), tuple(pack(chunks, limits)))

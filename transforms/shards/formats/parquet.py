@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.columns import check_text_column
+from schemas.columns import check_id_column, check_text_column
 from schemas.fingerprint import schema_fingerprint
 from transforms.shards.deltas import DeltaCursor, apply_delta
 from transforms.shards.files import Folder
@@ -40,6 +40,7 @@ class ParquetFormat:
         with _open(folder, name) as file:
             schema = file.schema_arrow
             check_text_column(schema, text_column, shard=name)
+            check_id_column(schema, id_column, shard=name)
             meta = file.metadata
             leaf = _leaf(meta, text_column)
             chunks = []
