@@ -115,8 +115,11 @@ def _listing(root: Folder, names: list[str], source: str) -> InputListing:
     shards: list[ShardFile] = []
     companions: list[str] = []
     ignored = 0
+    saved = _saved_files(root, names)
     for name in names:
         parts = name.split("/")
+        if name.endswith(".arrow") and name not in saved.get(name.rpartition("/")[0], {name}):
+            continue
         if any(p.startswith((".", "_")) for p in parts):
             continue
         format_ = format_of(name)
@@ -138,3 +141,17 @@ def _listing(root: Folder, names: list[str], source: str) -> InputListing:
         seen = f" ({ignored} other files there)" if ignored else ""
         raise InputError(f"no Parquet, JSONL or Arrow shards in {source}{seen}")
     return InputListing(root, tuple(sorted(shards)), tuple(companions), ignored)
+
+
+def _saved_files(root: Folder, names: list[str]) -> dict[str, set[str]]:
+    """For each folder `datasets` saved, the files its `state.json` names: others are caches of its own `map`."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        if base == "state.json":
+            try:
+                files = json.loads(root.read(name))["_data_files"]
+                found[folder] = {f"{folder}/{f['filename']}".lstrip("/") for f in files}
+            except (ValueError, KeyError, TypeError):
+                continue  # some other tool's state.json
+    return found
