@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from schemas import flight
 from schemas.edits import EDIT_SCHEMA
 from schemas.fingerprint import fingerprint
-from transforms.shards.deltas import DeltaCursor
+from transforms.shards.deltas import DeltaCursor, pick_rows
 from transforms.shards.files import Folder, copy_file, sidecar_name
 from transforms.shards.formats import Assembled, AssembleOptions, get_format
 from transforms.shards.plan import ShardPlan
@@ -193,14 +193,15 @@ def _write_removed(
     facts = pa.concat_tables(
         [pa.Table.from_batches([u]) for u in _removed_facts(output, receipts)], promote_options="default"
     )
-    whole = pa.concat_tables(sources).combine_chunks()
+    whole = pa.concat_tables(sources)
+    # Units and source chunks both run in row order, so the facts and the rows stand in the same order.
+    fates = facts.column(flight.FATE).to_numpy()
     for folder, fate in (("dropped", flight.DROPPED), ("dead", flight.DEAD)):
-        some = facts.filter(pc.equal(facts.column(flight.FATE), fate))
+        some = pick_rows(facts, fates == fate)
         if some.num_rows == 0:
             output.remove(f"{folder}/{side}")
             continue
-        at = pc.index_in(some.column(flight.ROW), value_set=whole.column(flight.ROW).combine_chunks())
-        rows = whole.take(at)
+        rows = pick_rows(whole, fates == fate)
         columns: dict[str, Any] = {"shard": pa.repeat(pa.scalar(shard.name), some.num_rows)}
         for name in _REMOVED_HEAD[1:]:
             columns[name] = some.column(flight.PREFIX + name)
@@ -211,7 +212,18 @@ def _write_removed(
             if name.startswith(flight.ATTRIBUTE_PREFIX):
                 columns["attribute." + name.removeprefix(flight.ATTRIBUTE_PREFIX)] = some.column(name)
         with output.publish(f"{folder}/{side}") as path:
-            pq.write_table(pa.table(columns), path, compression="zstd")
+            pq.write_table(_storable(pa.table(columns)), path, compression="zstd")
+
+
+def _storable(table: pa.Table) -> pa.Table:
+    """The table with columns of types Parquet does not know (unions, run-end encoding, intervals) as text."""
+    for i, field in enumerate(table.schema):
+        try:
+            pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            values = [None if v is None else str(v) for v in table.column(i).to_pylist()]
+            table = table.set_column(i, field.name, pa.array(values, pa.string()))
+    return table
 
 
 def _removed_facts(output: Folder, receipts: Sequence[Receipt]) -> Iterator[pa.RecordBatch]:

@@ -98,9 +98,18 @@ def apply_delta(chunk: pa.Table, delta: Delta, text_column: str) -> pa.Table:
         order[delta.changed] = chunk.num_rows + np.arange(len(delta.changed))
         values = pa.concat_arrays([source, texts]).take(pa.array(order))
         chunk = chunk.set_column(index, field, to_original_type(values, field.type))
-    if delta.removed.any():
-        chunk = chunk.filter(pa.array(~delta.removed))
-    return chunk
+    return pick_rows(chunk, ~delta.removed) if delta.removed.any() else chunk
+
+
+def pick_rows(table: pa.Table, wanted: npt.NDArray[np.bool_]) -> pa.Table:
+    """The rows where the mask is true, in order, of columns of any type."""
+    try:
+        return table.filter(pa.array(wanted))
+    except pa.ArrowNotImplementedError:
+        # Arrow cannot filter string views (nor what holds them), but it can slice and concatenate anything.
+        edges = np.flatnonzero(np.diff(wanted.astype(np.int8), prepend=0, append=0)).reshape(-1, 2).tolist()
+        runs = [table.slice(start, end - start) for start, end in edges]
+        return pa.concat_tables(runs).combine_chunks() if runs else table.slice(0, 0)
 
 
 def unit_file(batch: pa.RecordBatch, text_column: str, original: pa.Array) -> pa.RecordBatch:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from schemas.columns import check_id_column, check_text_column
 from schemas.fingerprint import schema_fingerprint
-from transforms.shards.deltas import DeltaCursor, apply_delta
+from transforms.shards.deltas import DeltaCursor, apply_delta, pick_rows
 from transforms.shards.files import Folder
 from transforms.shards.formats.base import (
     Assembled,
@@ -87,8 +87,8 @@ class ArrowFormat:
                     chunk = pa.Table.from_batches([batch], schema)
                     delta = cursor.take(row, chunk.num_rows)
                     if delta.removed.any():
-                        rows = [int(r) for r in delta.removed.nonzero()[0]]
-                        on_removed(chunk.take(rows), [row + r for r in rows])
+                        rows = [row + int(r) for r in delta.removed.nonzero()[0]]
+                        on_removed(pick_rows(chunk, delta.removed), rows)
                     row += chunk.num_rows
                     chunk = apply_delta(chunk, delta, text_column)
                     written += chunk.num_rows

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from schemas.columns import check_id_column, check_text_column
 from schemas.fingerprint import schema_fingerprint
-from transforms.shards.deltas import DeltaCursor, apply_delta
+from transforms.shards.deltas import DeltaCursor, apply_delta, pick_rows
 from transforms.shards.files import Folder
 from transforms.shards.formats.base import (
     Assembled,
@@ -94,22 +94,33 @@ class ParquetFormat:
         on_removed: OnRemoved,
     ) -> Assembled:
         """Write row group by row group: one source row group is one output row group unless asked otherwise."""
+        size = options.row_group_rows
         with _open(folder, name) as file:
             schema = file.schema_arrow
             written = 0
+            held: list[pa.Table] = []
             with pq.ParquetWriter(target, schema, **writer_settings(file.metadata, options)) as writer:
                 row = 0
                 for i in range(file.metadata.num_row_groups):
                     chunk = file.read_row_group(i, use_threads=False)
                     delta = cursor.take(row, chunk.num_rows)
                     if delta.removed.any():
-                        rows = [int(r) for r in delta.removed.nonzero()[0]]
-                        on_removed(chunk.take(rows), [row + r for r in rows])
+                        rows = [row + int(r) for r in delta.removed.nonzero()[0]]
+                        on_removed(pick_rows(chunk, delta.removed), rows)
                     row += chunk.num_rows
                     chunk = apply_delta(chunk, delta, text_column)
-                    if chunk.num_rows:
-                        writer.write_table(chunk, row_group_size=options.row_group_rows or chunk.num_rows)
                     written += chunk.num_rows
+                    if size is None:
+                        if chunk.num_rows:
+                            writer.write_table(chunk, row_group_size=chunk.num_rows)
+                        continue
+                    held = [pa.concat_tables([*held, chunk])]
+                    full = held[0].num_rows // size * size
+                    if full:
+                        writer.write_table(held[0].slice(0, full), row_group_size=size)
+                        held = [held[0].slice(full)]
+                if held and held[0].num_rows:
+                    writer.write_table(held[0])
             return Assembled(written, schema_fingerprint(schema))
 
 
