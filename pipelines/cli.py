@@ -140,9 +140,14 @@ def detox(
         int, typer.Option(help="Torch threads a worker.", min=1, rich_help_panel="Running")
     ] = 1,
     unit_rows: Annotated[
-        int,
-        typer.Option(help="Rows a unit of work: what one commit holds.", min=1, rich_help_panel="Running"),
-    ] = 64,
+        int | None,
+        typer.Option(
+            help="Rows a unit of work: what one commit holds; default by the corpus.",
+            min=1,
+            rich_help_panel="Running",
+            show_default=False,
+        ),
+    ] = None,
     compression: Annotated[
         str | None,
         typer.Option(help="Parquet codec of the output; default as the input.", rich_help_panel="Running"),
@@ -213,8 +218,9 @@ def score(
     id_column: Annotated[str | None, typer.Option(help="Column with row ids.")] = None,
     workers: Workers = 1,
     unit_rows: Annotated[
-        int, typer.Option(help="Rows a unit of work.", min=1, rich_help_panel="Running")
-    ] = 65_536,
+        int | None,
+        typer.Option(help="Rows a unit of work.", min=1, rich_help_panel="Running", show_default=False),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(rich_help_panel="Running")] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Check and plan, then stop.", rich_help_panel="Running")
@@ -373,6 +379,41 @@ def models_show(name: Annotated[str, typer.Argument(help="Name of a model.")]) -
     from pipelines.models_command import show_model
 
     show_model(name)
+
+
+@train_app.command(
+    "lm",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: tamis train lm pairs/ --model smollm2 --output adapter/ --lora "
+    "--prompt-column toxic --completion-column neutral --prompt detox-rewrite-v1     "
+    "Every other setting is an option too: tamis train lm --settings",
+)
+def train_lm(
+    ctx: typer.Context,
+    data: Annotated[str, typer.Argument(help="Shards: file, folder, glob, URL, or an output of tamis.")] = "",
+    model: Annotated[str, typer.Option(help="What to start from: smollm2, a folder, hf:ID.")] = "",
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the trained model.")] = "",
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Train a LoRA adapter instead of all weights.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan; write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace another run's model in the folder.")] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="List every other setting, then stop.")
+    ] = False,
+) -> None:
+    """Train a causal language model on shards: full or LoRA, text, prompt/completion or chats; resumable."""
+    from pipelines import train_lm as job
+
+    if settings:
+        for name, field in job.TrainLMConfig.model_fields.items():
+            if name not in {"data", "model", "output", "command"}:
+                print(f"--{name.replace('_', '-'):24} {field.description or ''} [{field.default}]")
+        return
+    given = [data] if data else []
+    given += [f"--{k}={v}" for k, v in (("model", model), ("output", output)) if v]
+    given += [f"--{k}" for k, v in (("lora", lora), ("dry-run", dry_run), ("overwrite", overwrite)) if v]
+    job.run(job.parse([*given, *ctx.args]))
 
 
 def _run_settings(
