@@ -17,7 +17,7 @@ from schemas.errors import FatalStepError, TamisError
 from transforms.shards.cache import RequestCache
 from transforms.shards.keys import ShardKey
 
-_FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
 @dataclass
@@ -83,6 +83,9 @@ def apply_step(step: Step, batch: pa.RecordBatch, context: StepContext) -> pa.Re
         out = _scatter(batch, _rescue(step, batch.slice(0, 0), context), live)
     else:
         out = _scatter(batch, _rescue(step, batch.take(pa.array(live)), context), live)
+    if len(live) and not (out.column(flight.FATE).to_numpy(zero_copy_only=False) == flight.KEPT).any():
+        # The step failed on every row, perhaps: the columns it would have added must be there for the next one.
+        out = _stack([out, _rescue(step, out.slice(0, 0), context)])
     after = out.column(flight.FATE).to_numpy(zero_copy_only=False)
     context.count(f"{name}.rows_in", len(live))
     context.count(f"{name}.rows_out", int((after == flight.KEPT).sum()))
@@ -96,7 +99,7 @@ def _rescue(step: Step, batch: pa.RecordBatch, context: StepContext) -> pa.Recor
     except (TamisError, MemoryError) as error:
         raise _fatal(step, context, error) from error
     except OSError as error:
-        if error.errno in _FATAL_ERRNO:
+        if error.errno in FATAL_ERRNO:
             raise _fatal(step, context, error) from error
         return _bisect(step, batch, context, error)
     except Exception as error:
@@ -105,6 +108,14 @@ def _rescue(step: Step, batch: pa.RecordBatch, context: StepContext) -> pa.Recor
         raise FatalStepError(
             f"{step.label}: returned {out.num_rows} rows for {batch.num_rows} in {context.key}; "
             "a step must keep row count and order (mark rows with drop_rows instead)"
+        )
+    lost = [f.name for f in flight.BASE_FIELDS if out.schema.get_field_index(f.name) < 0]
+    if lost:
+        raise FatalStepError(f"{step.label}: returned no column {', '.join(lost)} in {context.key}")
+    if not out.column(flight.ROW).equals(batch.column(flight.ROW)):
+        raise FatalStepError(
+            f"{step.label}: returned other rows or another order in {context.key}; "
+            "a step must keep row count and order"
         )
     return out
 
@@ -152,4 +163,5 @@ def _fatal(step: Step, context: StepContext, error: BaseException) -> TamisError
 def describe(error: BaseException) -> str:
     """One line for an error: its class and message, newlines folded, at most 500 characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = text.encode("utf-8", "backslashreplace").decode()  # it is written to Arrow columns
     return text if len(text) <= 500 else text[:497] + "..."
