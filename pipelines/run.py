@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import re
 import signal
 import time
 import uuid
@@ -16,7 +13,7 @@ from typing import Any
 
 import orjson
 
-import schemas.errors
+from pipelines import runners
 from schemas.errors import InputError, OutputError, TamisError
 from transforms.shards.cache import RequestCache
 from transforms.shards.engine import CACHE, Job, build, list_receipts
@@ -29,7 +26,6 @@ from transforms.shards.plan import Plan, load_plan, make_plan, save_plan
 from transforms.shards.receipts import RECEIPTS, SHARDS, Receipt, read_receipts
 
 JOB = "_tamis/job.json"
-_CLASS = re.compile(r"(?:schemas\.errors\.)(\w+): (.*?)(?: \[while running '[^']*'\])?$", re.M)
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,9 @@ class RunResult:
     """What came of a run.
 
     Attributes:
-        state: `finished`, `already finished`, or `planned` (dry run).
-        manifest: The manifest; None after a dry run.
+        state: `finished`, `already finished`, `planned` (dry run), `checked` (Beam's own dry run: the graph was built
+            and not run), or `submitted` (a service runs the job and this process does not wait).
+        manifest: The manifest; None unless the job has finished.
         plan: The plan.
         done: Units that were committed before this run began.
     """
@@ -91,6 +88,8 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
     )
     output = job.output()
     _check_places(listing.root, output)
+    beam_args = runners.beam_arguments(settings.beam_args, settings.workers)
+    runners.check_runner(beam_args, listing.root.url, output.url)
     _check_owner(output, job, overwrite=settings.overwrite)
     plan = make_plan(
         listing,
@@ -118,65 +117,40 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
             "run", state="started", run_id=run_id, rows=plan.rows, units=plan.units, done=len(done)
         )
         with _progress(output, plan, done, settings), _terminable():
-            _execute(job, settings)
+            state = _execute(job, beam_args)
+    if state != "finished":
+        return RunResult(state, None, plan, len(done))
     manifest = orjson.loads(output.read(MANIFEST))
     return RunResult("finished", manifest, plan, len(done))
 
 
-def beam_options(settings: RunSettings) -> list[str]:
-    """Beam's arguments: the user's own, and for local runs the runner, its mode and its workers."""
-    args = list(settings.beam_args)
-    names = {a.split("=", 1)[0] for a in args}
-    if "--runner" not in names:
-        # Named, because plain DirectRunner first tries to download another runner and changes error types.
-        args.append("--runner=FnApiRunner")
-        if settings.workers > 1 and "--direct_running_mode" not in names:
-            args += ["--direct_running_mode=multi_processing", f"--direct_num_workers={settings.workers}"]
-    return args
-
-
-def _execute(job: Job, settings: RunSettings) -> None:
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    _calm_logging()
-    options = PipelineOptions(beam_options(settings))
-    try:
-        pipeline = beam.Pipeline(options=options)
-        build(pipeline, job)
-        result = pipeline.run()
-        state = result.wait_until_finish()
-    except TamisError:
-        raise
-    except Exception as error:
-        raise explain(error) from error
-    if str(state) not in ("DONE", "None", "JobState.DONE"):
+def _execute(job: Job, args: Sequence[str]) -> str:
+    """Build the graph and hand it to its runner; `finished`, or why this process is done before the job is."""
+    with runners.calm():
+        result: Any = None
+        try:
+            pipeline = runners.new_pipeline(args)
+            build(pipeline, job)
+            result = pipeline.run()
+            if runners.is_beam_dry_run(args):
+                return "checked"
+            if runners.leaves_at_once(args):
+                return "submitted"
+            state = result.wait_until_finish()
+        except KeyboardInterrupt:
+            # A job that a service runs would go on without us, and into the way of the next run.
+            if result is not None and runners.is_remote(args):
+                with contextlib.suppress(Exception):
+                    result.cancel()
+            raise
+        except Exception as error:
+            cause = runners.explain(error)
+            if cause is error:
+                raise
+            raise cause from error
+    if str(state) not in ("DONE", "None"):
         raise TamisError(f"the runner ended in state {state}; run the same command again to go on")
-
-
-def explain(error: BaseException) -> Exception:
-    """The user's error inside whatever the runner wrapped it in; the error itself if there is none."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, TamisError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    matches = _CLASS.findall(str(error))
-    if matches:
-        name, message = matches[-1]
-        kind = getattr(schemas.errors, name, TamisError)
-        return kind(message)
-    return error if isinstance(error, Exception) else RuntimeError(str(error))
-
-
-def _calm_logging() -> None:
-    """Beam logs at warning level about optional packages and pickling; a user's terminal is not the place."""
-    if os.environ.get("TAMIS_DEBUG"):
-        return
-    for name in ("apache_beam", "root"):
-        logging.getLogger(name if name != "root" else None).setLevel(logging.ERROR)
-    # The full traceback of a failed bundle: the one line that matters is printed by the command line.
-    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
+    return "finished"
 
 
 def _check_places(source: Folder, output: Folder) -> None:
@@ -347,4 +321,4 @@ def known_receipts(job: Job) -> Sequence[Receipt]:
     return [Receipt.loads(content) for _, content in list_receipts(job) if content]
 
 
-__all__ = ["InputError", "RunResult", "RunSettings", "beam_options", "cached_answers", "explain", "run_job"]
+__all__ = ["InputError", "RunResult", "RunSettings", "cached_answers", "run_job"]
