@@ -83,11 +83,13 @@ class WorkerProcess(worker_handlers.GrpcWorkerHandler):
             "WORKER_ID": self.worker_id,
         }
         # Beam prints a failing bundle's traceback, and libraries their progress: neither belongs on the terminal.
-        quiet = (
-            {} if os.environ.get("TAMIS_DEBUG") else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        )
+        quiet = not os.environ.get("TAMIS_DEBUG")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.worker"], env=env, stdin=subprocess.PIPE, **quiet
+            [sys.executable, "-m", "pipelines.worker"],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if quiet else None,
+            stderr=subprocess.STDOUT if quiet else None,
         )
         threading.Thread(target=self._watch, args=(self._process,), daemon=True).start()
 
