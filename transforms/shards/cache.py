@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from schemas.errors import OutputError
+
+_FILE = "answers.sqlite"
 _CHUNK = 500  # SQLite's bound on parameters is 999 in old builds
 
 
@@ -37,33 +41,59 @@ class RequestCache:
         self._sqlite = isinstance(self._fs, fsspec.get_filesystem_class("file"))
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Look keys up; the answer for each, in order, None where there is none."""
-        found = self._get_sqlite(keys) if self._sqlite else self._get_objects(keys)
+        """Look keys up; the answer for each, in order, None where there is none.
+
+        Raises:
+            OutputError: The cache is damaged, or cannot be read.
+        """
+        with self._guard():
+            found = self._get_sqlite(keys) if self._sqlite else self._get_objects(keys)
         out = [found.get(k) for k in keys]
         self.hits += sum(v is not None for v in out)
         self.misses += sum(v is None for v in out)
         return out
 
     def put_many(self, items: Mapping[bytes, bytes]) -> None:
-        """Store answers; once this returns, killing the process does not lose them."""
+        """Store answers; once this returns, killing the process does not lose them.
+
+        Raises:
+            OutputError: The disk is full, or the cache is damaged.
+        """
         if not items:
             return
-        if self._sqlite:
-            with self._connection() as connection:
-                connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", list(items.items()))
-        else:
-            self._fs.pipe({self._object(k): v for k, v in items.items()})
+        with self._guard():
+            if self._sqlite:
+                with self._connection() as connection:
+                    connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", list(items.items()))
+            else:
+                self._fs.pipe({self._object(k): v for k, v in items.items()})
 
     def __len__(self) -> int:
-        if self._sqlite:
-            return int(self._connection().execute("SELECT count(*) FROM answers").fetchone()[0])
-        return len(self._fs.find(self._root)) if self._fs.exists(self._root) else 0
+        with self._guard():
+            if self._sqlite:
+                return int(self._connection().execute("SELECT count(*) FROM answers").fetchone()[0])
+            return len(self._fs.find(self._root)) if self._fs.exists(self._root) else 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "options": self.options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["url"], **state["options"])  # type: ignore[misc]
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """A cache that fails is no row's fault: without this a full disk would kill every row that asks."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            where = f"{self._root}/{_FILE}" if self._sqlite else self.url
+            damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
+                error, sqlite3.OperationalError
+            )
+            advice = "remove it" if damaged else "mend the cause"
+            raise OutputError(
+                f"the request cache {where} cannot be used: {error}; {advice} and run the same command again"
+            ) from error
 
     def _object(self, key: bytes) -> str:
         name = key.hex()
@@ -89,7 +119,7 @@ class RequestCache:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             Path(self._root).mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(Path(self._root) / "answers.sqlite", timeout=60)
+            connection = sqlite3.connect(Path(self._root) / _FILE, timeout=60)
             connection.execute("PRAGMA journal_mode=WAL")
             # NORMAL in WAL mode: a killed process loses nothing; only a power cut may lose the last few answers.
             connection.execute("PRAGMA synchronous=NORMAL")
