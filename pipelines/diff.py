@@ -22,6 +22,7 @@ _COLOURS = {
     "span_edit": "green",
     "redact": "yellow",
     "drop_segment": "yellow",
+    "drop_document": "red",
     "flag": "red",
 }
 _MAX_CHARS = 4_000
@@ -100,10 +101,10 @@ def render_edit(edit: Mapping[str, Any], *, plain: bool = False) -> Text:
     text.append(str(edit["id"]), style="bold")
     text.append(f"  {action}", style=_COLOURS.get(action, "cyan"))
     text.append(f"  toxicity {_score(edit['toxicity_before'])}")
-    if action != "flag":
+    if edit["before"] != edit["after"]:
         text.append(f" → {_score(edit['toxicity_after'])}")
-    if edit.get("similarity") is not None:
-        text.append(f"  similarity {_score(edit['similarity'])}")
+        if edit.get("similarity") is not None:
+            text.append(f"  similarity {_score(edit['similarity'])}")
     if edit.get("temperature") is not None:
         text.append(f"  temperature {edit['temperature']:g}")
     candidates = edit.get("candidates") or []
@@ -124,7 +125,7 @@ def _difference(edit: Mapping[str, Any], *, plain: bool) -> Text:
 
     before, after = _clip(edit["before"]), _clip(edit["after"])
     text = Text()
-    pieces = [("equal", before)] if edit["action"] == "flag" else word_diff(before, after)
+    pieces = word_diff(before, after)
     for kind, piece in pieces:
         if kind == "equal":
             text.append(piece)

@@ -6,12 +6,12 @@ them to its dark counterpart.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from pipelines.report.stats import Histogram
 
@@ -22,7 +22,6 @@ BEFORE, AFTER, MUTED = "#c2410c", "#0f766e", "#94a3b8"
 INK, SOFT, GRID = "#1e293b", "#64748b", "#e2e8f0"
 _FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, sans-serif"
 _LOG_FROM = 60  # the largest bin is that many times the smallest: a linear axis would hide the tail
-_serial = itertools.count()
 
 
 def to_svg(chart: alt.TopLevelMixin, title: str) -> str:
@@ -36,7 +35,7 @@ def to_svg(chart: alt.TopLevelMixin, title: str) -> str:
 
     svg = vl_convert.vegalite_to_svg(chart.to_dict(), config=_theme())
     # Clip paths and gradients are numbered from one in every chart; in one page the names must differ.
-    prefix = f"c{next(_serial)}-"
+    prefix = f"c{xxhash.xxh3_64_hexdigest(svg.encode())[:8]}-"
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
     svg = re.sub(r'href="#', f'href="#{prefix}', svg)
@@ -51,7 +50,7 @@ def before_after(before: Histogram, after: Histogram | None, *, unit: str = "doc
     pairs = [("before", before, BEFORE)] + ([("after", after, AFTER)] if after is not None else [])
     data, log = _bars([(n, h) for n, h, _ in pairs], low=0.5)
     chart = (
-        alt.Chart(alt.InlineData(values=data), width=640, height=210)
+        alt.Chart(alt.InlineData(values=data), width=560, height=220)
         .mark_bar(cornerRadiusTopLeft=1.5, cornerRadiusTopRight=1.5)
         .encode(
             x=_score_axis("toxicity"),
@@ -64,55 +63,76 @@ def before_after(before: Histogram, after: Histogram | None, *, unit: str = "doc
     return to_svg(chart, f"Toxicity of {unit}: " + " and ".join(n for n, _, _ in pairs))
 
 
-def label_grid(labels: Mapping[str, tuple[Histogram, Histogram]]) -> str:
-    """Small multiples: for each label, the scores of the edited segments before and after."""
+def label_panels(labels: Mapping[str, tuple[Histogram, Histogram]]) -> list[str]:
+    """One small chart a label, on one scale: the scores of the edited segments before and after."""
     import altair as alt
 
     log = any(_is_skewed(h) for pair in labels.values() for h in pair)
+    top = max((int(h.counts.max()) for pair in labels.values() for h in pair), default=1)
     panels = []
     for name, (before, after) in labels.items():
         data, _ = _bars([("before", before), ("after", after)], low=0.5, log=log)
-        panels.append(
-            alt.Chart(alt.InlineData(values=data), width=196, height=86, title=name.replace("_", " "))
+        chart = (
+            alt.Chart(alt.InlineData(values=data), width=266, height=96, title=name.replace("_", " "))
             .mark_bar()
             .encode(
                 x=_score_axis(None, ticks=[0, 0.5, 1]),
                 x2="x2:Q",
-                y=_count_axis(None, log, ticks=3),
+                y=_count_axis(None, log, ticks=3, top=top),
                 y2="y2:Q",
                 color=_colours([("before", BEFORE), ("after", AFTER)], legend=False),
             )
         )
-    chart = alt.concat(*panels, columns=3, spacing={"row": 18, "column": 22}).resolve_scale(y="shared")
-    return to_svg(chart, "Scores of edited segments by label, before and after")
+        panels.append(to_svg(chart, f"Scores on {name} of edited segments, before and after"))
+    return panels
 
 
 def bars(
     counts: Sequence[tuple[str, float]],
     *,
-    colour: str = AFTER,
-    format_: str = ",d",
-    width: int = 330,
-    title: str = "",
-    suffixes: Sequence[str] = (),
+    suffixes: Sequence[str],
+    title: str,
+    colour: str | Sequence[str] = AFTER,
+    width: int = 450,
 ) -> str:
-    """Horizontal bars in the given order, each with its number (and a suffix) behind it."""
+    """Horizontal bars in the given order, each with its number behind it.
+
+    Args:
+        counts: Labels and lengths.
+        suffixes: What is written behind each bar.
+        title: Read out by screen readers.
+        colour: Of all bars, or of each.
+        width: Of the whole chart, labels and numbers included.
+    """
     import altair as alt
 
+    colours = [colour] * len(counts) if isinstance(colour, str) else list(colour)
     data = [
-        {"label": name, "n": float(n), "text": suffixes[i] if suffixes else _number(n, format_)}
+        {"label": name, "n": float(n), "text": suffixes[i], "colour": colours[i]}
         for i, (name, n) in enumerate(counts)
     ]
-    order = [name for name, _ in counts]
-    base = alt.Chart(alt.InlineData(values=data), width=width, height=alt.Step(25)).encode(
-        y=alt.Y(
-            "label:N", sort=order, title=None, axis=alt.Axis(labelLimit=220, labelFontSize=12, labelColor=INK)
-        ),
-        x=alt.X("n:Q", axis=None, scale=alt.Scale(domainMin=0)),
+    # The numbers stand in the plot itself: leave them room behind the longest bar.
+    room = (
+        max((n for _, n in counts), default=1) * (1 + 0.03 * max((len(s) for s in suffixes), default=0)) or 1
     )
-    bar = base.mark_bar(color=colour, height={"band": 0.62}, cornerRadiusEnd=2)
+    base = alt.Chart(
+        alt.InlineData(values=data),
+        width=width,
+        height=25 * len(data),
+    ).encode(
+        y=alt.Y(
+            "label:N",
+            sort=[name for name, _ in counts],
+            title=None,
+            axis=alt.Axis(labelLimit=200, labelFontSize=12, labelColor=INK),
+        ),
+        x=alt.X("n:Q", axis=None, scale=alt.Scale(domain=[0, room], nice=False)),
+    )
+    bar = base.mark_bar(height={"band": 0.62}, cornerRadiusEnd=2).encode(
+        color=alt.Color("colour:N", scale=None)
+    )
     text = base.mark_text(align="left", dx=5, color=SOFT, fontSize=11.5).encode(text="text:N")
-    return to_svg(bar + text, title or "Counts by kind")
+    return to_svg(alt.layer(bar, text, autosize=alt.AutoSizeParams(type="fit")), title)
 
 
 def scatter(
@@ -125,7 +145,7 @@ def scatter(
     low = min([s for _, s, _ in points] + [min_similarity if min_similarity is not None else 0.5, 0.5])
     floor = max(-1.0, np.floor(low * 10) / 10)
     dots = (
-        alt.Chart(alt.InlineData(values=data), width=520, height=300)
+        alt.Chart(alt.InlineData(values=data), width=500, height=300)
         .mark_circle(size=26, clip=True)
         .encode(
             x=_score_axis("toxicity of the candidate", field="t"),
@@ -169,10 +189,8 @@ def heat(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
     return to_svg(cells + text, "Correlation between scorers")
 
 
-def histogram(values: np.ndarray, *, title: str, width: int = 190, height: int = 90) -> str:
+def histogram(values: np.ndarray, *, title: str) -> str:
     """One histogram of a sample, its range taken from the values."""
-    import altair as alt
-
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
@@ -180,18 +198,33 @@ def histogram(values: np.ndarray, *, title: str, width: int = 190, height: int =
         low, high = low - 0.5, high + 0.5
     counts = Histogram(20, low, high)
     counts.add(values)
+    return one_histogram(counts, title, heading=True)
+
+
+def one_histogram(counts: Histogram, title: str, *, heading: bool = False) -> str:
+    """One histogram; empty ends are cut off unless it has a heading of its own (and stands among others)."""
+    import altair as alt
+
     data, log = _bars([("", counts)], low=0.5)
+    low, high = float(counts.edges[0]), float(counts.edges[-1])
+    if not heading and data:
+        low = min(d["x"] for d in data) - (data[0]["x2"] - data[0]["x"]) * 0.1
     chart = (
-        alt.Chart(alt.InlineData(values=data), width=width, height=height, title=title)
+        alt.Chart(alt.InlineData(values=data), width=200 if heading else 250, height=90 if heading else 130)
         .mark_bar(color=AFTER)
         .encode(
-            x=alt.X("x:Q", title=None, scale=alt.Scale(domain=[low, high], nice=False), axis=_quiet_axis(5)),
+            x=alt.X(
+                "x:Q",
+                title=None if heading else title,
+                scale=alt.Scale(domain=[low, high], nice=False),
+                axis=alt.Axis(tickCount=5, grid=False, format="~g"),
+            ),
             x2="x2:Q",
             y=_count_axis(None, log, ticks=3),
             y2="y2:Q",
         )
     )
-    return to_svg(chart, f"Distribution of {title}")
+    return to_svg(chart.properties(title=title) if heading else chart, f"Distribution of {title}")
 
 
 def _bars(
@@ -230,21 +263,16 @@ def _score_axis(title: str | None, *, field: str = "x", ticks: Sequence[float] |
     )
 
 
-def _count_axis(title: str | None, log: bool, ticks: int = 5) -> alt.Y:
+def _count_axis(title: str | None, log: bool, ticks: int = 5, top: int | None = None) -> alt.Y:
     import altair as alt
 
+    upper = alt.Undefined if top is None else top
     if not log:
         axis = alt.Axis(tickCount=ticks, format="~s", tickMinStep=1)
-        return alt.Y("n:Q", title=title, scale=alt.Scale(nice=True, zero=True), axis=axis)
+        return alt.Y("n:Q", title=title, scale=alt.Scale(nice=True, zero=True, domainMax=upper), axis=axis)
     axis = alt.Axis(values=[10**k for k in range(0, 10, 1 if ticks > 3 else 2)], format="~s")
-    name = f"{title} (log scale)" if title else None
-    return alt.Y("n:Q", title=name, scale=alt.Scale(type="log", domainMin=0.5, nice=False), axis=axis)
-
-
-def _quiet_axis(ticks: int) -> alt.Axis:
-    import altair as alt
-
-    return alt.Axis(tickCount=ticks, grid=False, format="~g")
+    scale = alt.Scale(type="log", domainMin=0.5, domainMax=upper, nice=False)
+    return alt.Y("n:Q", title=f"{title} (log scale)" if title else None, scale=scale, axis=axis)
 
 
 def _colours(pairs: Sequence[tuple[str, str]], *, legend: bool = True) -> alt.Color:
@@ -253,10 +281,6 @@ def _colours(pairs: Sequence[tuple[str, str]], *, legend: bool = True) -> alt.Co
     names, colours = [p[0] for p in pairs], [p[1] for p in pairs]
     box = alt.Legend(title=None, orient="top", symbolType="square") if legend and len(pairs) > 1 else None
     return alt.Color("kind:N", scale=alt.Scale(domain=names, range=colours), legend=box)
-
-
-def _number(value: float, format_: str) -> str:
-    return f"{int(value):,}" if format_ == ",d" else format(value, format_)
 
 
 def _theme() -> dict[str, Any]:

@@ -49,12 +49,16 @@ class DocumentStats:
     knows_flags: bool = False
 
 
-def document_stats(output: Output) -> DocumentStats | None:
+def document_stats(output: Output, tau: float | None = None) -> DocumentStats | None:
     """Read the `toxicity` attribute once; None where the job wrote none.
 
     Attributes stand beside the rows that were kept; those of dropped and dead rows stand in their own tables, and
     count as before only. Document scores after the job come from the attribute `toxicity_after` if it was written,
     else they are derived: the largest of the segments' scores, with each edited segment's replaced by its edit's.
+
+    Args:
+        output: The folder.
+        tau: The gate's threshold: a measured score from which on a document counts as flagged after the job.
     """
     leaves = [leaf for leaf in output.leaves(_TOXICITY) if leaf.startswith(("row", "value"))]
     if not leaves:
@@ -70,7 +74,7 @@ def document_stats(output: Output) -> DocumentStats | None:
         for name in output.files(table):
             _add_removed(stats, output, name)
     if measured:
-        _add_measured(stats, output)
+        _add_measured(stats, output, tau)
     return stats
 
 
@@ -239,11 +243,17 @@ def _derive_after(
     stats.flagged_after += int(still.sum())
 
 
-def _add_measured(stats: DocumentStats, output: Output) -> None:
+def _add_measured(stats: DocumentStats, output: Output, tau: float | None) -> None:
     leaves = [leaf for leaf in output.leaves(_AFTER) if leaf in ("value", "value.score", "value.flagged")]
     for _, batch in output.batches(_AFTER, leaves):
         value = batch.column("value")
         struct = pa.types.is_struct(value.type)
-        stats.after.add(numbers(field_of(value, "score") if struct else value, len(value)))
+        score = numbers(field_of(value, "score") if struct else value, len(value))
+        stats.after.add(score)
         flagged = field_of(value, "flagged") if struct else None
-        stats.flagged_after += int((numbers(flagged, len(value)) == 1).sum())
+        if flagged is not None:
+            stats.flagged_after += int((numbers(flagged) == 1).sum())
+        elif tau is not None:
+            stats.flagged_after += int((score >= np.float32(tau)).sum())
+        else:
+            stats.knows_flags = False

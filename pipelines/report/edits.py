@@ -20,8 +20,9 @@ _NUMERIC = (
     "scores_before.", "scores_after.", "temperature", "scorer", "model", "prompt", "candidates.",
 )  # fmt: skip
 # In the order of the ladder (transforms.detox): the less of the text survives, the further down.
-ACTIONS = ("rewrite", "span_edit", "redact", "drop_segment", "flag")
+ACTIONS = ("rewrite", "span_edit", "redact", "drop_segment", "drop_document", "flag")
 REWRITTEN = ("rewrite", "span_edit", "redact")
+_IN_TEXT = (*REWRITTEN, "drop_segment")  # actions that leave their mark on a text in data/
 
 
 @dataclass
@@ -70,7 +71,7 @@ class EditStats:
     prompts: Counter[str] = field(default_factory=Counter)
 
 
-def edit_stats(output: Output, *, per_group: int = 8) -> EditStats | None:
+def edit_stats(output: Output, *, per_group: int = 5) -> EditStats | None:
     """Read the edits once by their numbers, then fetch a few whole ones; None where the job made none.
 
     Args:
@@ -103,18 +104,21 @@ def edit_stats(output: Output, *, per_group: int = 8) -> EditStats | None:
 
 
 def _groups(k: int) -> dict[str, Smallest]:
-    titles = ("At random", "Most improved", "Least similar", "Kept and flagged", "Redacted or removed")
+    titles = (
+        "At random",
+        "Most improved",
+        "Least similar",
+        "Redacted or removed",
+        "Kept and flagged",
+        "Dropped with the document",
+    )
     return {title: Smallest(k) for title in titles}
-
-
-def _changed(action: Sequence[str]) -> np.ndarray:
-    return np.array([a != "flag" for a in action], bool)
 
 
 def _add_numbers(stats: EditStats, batch: pa.RecordBatch) -> None:
     actions = batch.column("action").to_pylist()
     stats.actions.update(actions)
-    changed = _changed(actions)
+    changed = np.isin(actions, _IN_TEXT)
     replaced = np.array([a in REWRITTEN for a in actions], bool)
     stats.toxicity_before.add(numbers(batch.column("toxicity_before"))[replaced])
     stats.toxicity_after.add(numbers(batch.column("toxicity_after"))[replaced])
@@ -224,6 +228,7 @@ def _offer(
         "Most improved": np.where(replaced, after - before + tie, np.nan),
         "Least similar": np.where(replaced, similarity + tie, np.nan),
         "Kept and flagged": np.where(action == "flag", hashes, np.nan),
+        "Dropped with the document": np.where(action == "drop_document", hashes, np.nan),
         "Redacted or removed": np.where(np.isin(action, ("redact", "drop_segment")), hashes, np.nan),
     }
     for title, kept in groups.items():

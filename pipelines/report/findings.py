@@ -42,9 +42,10 @@ class Findings:
         Raises:
             OutputError: It has no manifest.
         """
+        manifest = output.require_manifest()
         return cls(
-            manifest=output.require_manifest(),
-            documents=document_stats(output),
+            manifest=manifest,
+            documents=document_stats(output, _tau(manifest)),
             edits=edit_stats(output),
             dropped=losses(output, "dropped"),
             dead=losses(output, "dead"),
@@ -57,3 +58,9 @@ class Findings:
         """Sums over all shards."""
         totals: Mapping[str, int] = self.manifest.get("totals", {})
         return totals
+
+
+def _tau(manifest: Mapping[str, Any]) -> float | None:
+    gate = (manifest.get("config") or {}).get("gate")
+    tau = gate.get("tau") if isinstance(gate, Mapping) else None
+    return float(tau) if isinstance(tau, int | float) else None

@@ -14,6 +14,7 @@ ACTION_NAMES = {
     "span_edit": "span edited",
     "redact": "span redacted",
     "drop_segment": "passage removed",
+    "drop_document": "document dropped",
     "flag": "kept and flagged",
 }
 
@@ -41,14 +42,17 @@ def count(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage, with as many digits as it needs to be neither 0 nor 100 when it is not."""
+    """A share as a percentage, with as many decimals as it needs to be neither 0 nor 100 when it is not."""
     if value is None:
         return "–"
+    if value in (0, 1):
+        return f"{100 * value:.0f} %"
+    text = ""
     for digits in (1, 2, 3):
         text = f"{100 * value:.{digits}f}"
-        if float(text) not in (0.0, 100.0) or value in (0, 1):
+        if 0 < float(text) < 100:
             break
-    return (text.rstrip("0").rstrip(".") if "." in text else text) + " %"
+    return f"{text} %"
 
 
 def two_places(value: float | None) -> str:

@@ -29,6 +29,12 @@ from pipelines.report.formatting import (
 from pipelines.report.stats import THRESHOLDS, Histogram
 from pipelines.report.words import word_diff
 
+_COLOURS = {
+    "rewrite": charts.AFTER,
+    "span_edit": charts.AFTER,
+    "drop_document": charts.BEFORE,
+    "flag": charts.BEFORE,
+}
 _MAX_SHARDS = 50
 _MAX_TEXT = 6_000  # characters of one text shown; a 50 MB text must not end in the page
 
@@ -67,7 +73,7 @@ def render_report(found: Findings, judge: JudgeScores | None = None) -> str:
         "tiles": _tiles(found, judge),
         "toxicity": _toxicity(documents, edits),
         "judge": _judge(judge),
-        "flow": _flow(documents, edits, found.dropped),
+        "flow": _flow(documents, edits),
         "samples": _samples(edits),
         "candidates": _candidates(manifest, edits),
         "agreement": _agreement(documents),
@@ -182,12 +188,12 @@ def _toxicity(documents: DocumentStats | None, edits: EditStats | None) -> dict[
         }
         for t in THRESHOLDS
     ]
-    grid = None
+    panels: list[str] = []
     if edits and edits.labels and any(v.before.n for v in edits.labels.values()):
-        grid = charts.label_grid({k: (v.before, v.after) for k, v in edits.labels.items()})
+        panels = charts.label_panels({k: (v.before, v.after) for k, v in edits.labels.items()})
     return {
         "chart": charts.before_after(documents.before, after),
-        "labels": grid,
+        "labels": panels,
         "mean_before": documents.before.mean,
         "mean_after": documents.after.mean if after else None,
         "n": documents.before.n,
@@ -215,9 +221,7 @@ def _judge(judge: JudgeScores | None) -> dict[str, Any] | None:
     }
 
 
-def _flow(
-    documents: DocumentStats | None, edits: EditStats | None, dropped: Losses | None
-) -> dict[str, Any] | None:
+def _flow(documents: DocumentStats | None, edits: EditStats | None) -> dict[str, Any] | None:
     """Funnel, rungs, reasons and temperatures; None where nothing was gated nor edited."""
     segments = documents.segments if documents else {}
     if not segments and not edits:
@@ -238,11 +242,10 @@ def _flow(
         )
     if edits:
         rungs = [(ACTION_NAMES.get(a, a), float(edits.actions[a])) for a in _known_first(edits.actions)]
-        if dropped:
-            rungs.append(("document dropped", dropped.n))
         whole = sum(n for _, n in rungs)
         out["rungs"] = charts.bars(
             rungs,
+            colour=[_COLOURS.get(a, charts.MUTED) for a in _known_first(edits.actions)],
             suffixes=[f"{count(n)} ({percent(_share(n, whole))})" for _, n in rungs],
             title="Edits by rung",
         )
@@ -268,19 +271,28 @@ def _known_first(actions: Mapping[str, int]) -> list[str]:
 def _candidates(manifest: Mapping[str, Any], edits: EditStats | None) -> dict[str, Any] | None:
     if not edits or not edits.points:
         return None
-    accept = manifest.get("config", {}).get("accept")
-    accept = accept if isinstance(accept, Mapping) else {}
+    accept = _group(manifest, "accept")
+    limit = accept.get("max_toxicity")
     return {
         "chart": charts.scatter(
             edits.points,
-            max_toxicity=_number(accept.get("max_toxicity")),
+            max_toxicity=_number(_group(manifest, "gate").get("tau") if limit is None else limit),
             min_similarity=_number(accept.get("min_similarity")),
         ),
         "shown": len(edits.points),
         "all": edits.candidates["all"],
         "similarity": edits.similarity.mean,
+        "similarities": charts.one_histogram(edits.similarity, "similarity of replacements"),
+        "passed": edits.candidates["passed"],
+        "per_edit": edits.candidates["all"] / edits.n,
         "has_lines": bool(accept),
     }
+
+
+def _group(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A group of settings; empty where the job has none of that name."""
+    group = (manifest.get("config") or {}).get(name)
+    return group if isinstance(group, Mapping) else {}
 
 
 def _number(value: Any) -> float | None:
@@ -361,7 +373,7 @@ def _sample(edit: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **edit,
         "action_name": ACTION_NAMES.get(edit["action"], edit["action"]),
-        "diff": word_diff(before, after) if edit["action"] != "flag" else [("equal", before)],
+        "diff": word_diff(before, after),
         "heat": heat_pieces(before, edit.get("spans") or [], offset=edit["start"]),
         "label_rows": list(labels),
         "candidates": (edit.get("candidates") or [])[:10],

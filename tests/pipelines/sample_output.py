@@ -15,9 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.edits import EDIT_SCHEMA, SPAN_TYPE
+from transforms.detox.accept import AFTER_TYPE
 from transforms.detox.gate import TOXICITY_TYPE
-from transforms.shards.files import sidecar_name
+from transforms.shards.files import Folder, sidecar_name
+from transforms.shards.plan import load_plan, plan_key
+from transforms.shards.receipts import Receipt, receipt_name, unit_name
 
+CONFIG_HASH = "ef" * 16
 LABELS = ["toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack"]
 NEUTRAL = [
     "The bus leaves at 7:45 and never waits. ",
@@ -62,6 +66,7 @@ def build_output(
     rows: int = 60,
     shards: tuple[str, ...] = ("en/part-0.parquet", "en/part-1.parquet"),
     edits: bool = True,
+    measured: bool = True,
     rude_share: float = 0.4,
     success: bool = True,
     seed: int = 7,
@@ -73,16 +78,18 @@ def build_output(
         rows: Rows a shard.
         shards: Names of the shards; `.parquet` or `.jsonl`.
         edits: Whether the job rewrote (a detox job) or only scored.
+        measured: Whether the job measured documents again (attribute `toxicity_after`).
         rude_share: Share of documents with a rude sentence.
         success: Whether `_SUCCESS` is there.
         seed: Of all draws.
     """
     draw = random.Random(seed)
     sample = Sample(path)
+    measured = measured and edits
     entries = []
     for shard in shards:
         built = [_document(draw, f"{shard}#{i}", i, shard, edits, rude_share) for i in range(rows)]
-        entries.append(_write_shard(path, shard, built, edits))
+        entries.append(_write_shard(path, shard, built, edits, measured))
         for d in built:
             sample.before.append(d["before"])
             sample.edits += d["edits"]
@@ -141,14 +148,19 @@ def _document(draw: random.Random, id_: str, row: int, shard: str, edits: bool, 
             "flagged": rude is not None,
             "segments": segments,
         },
+        "toxicity_after": _after(segments, made) if fate == "kept" else None,
         "spans": [s for e in made for s in e["spans"]],
     }
 
 
+def _after(segments: list[dict], made: list[dict]) -> dict:
+    scores = {i: s["score"] or 0.0 for i, s in enumerate(segments)}
+    scores |= {e["segment"]: e["toxicity_after"] or 0.0 for e in made}
+    return {"score": max(scores.values()), "labels": None}
+
+
 def _edit(draw, id_, row, shard, rude, segment, where, text):
     action = draw.choice(ACTIONS)
-    if action == "drop_document":
-        return [], text, "dropped"
     source, word, rewritten = rude
     start = segment["start"]
     found = start + source.index(word)
@@ -171,8 +183,10 @@ def _edit(draw, id_, row, shard, rude, segment, where, text):
         "redact": source.replace(word, "[redacted]"),
         "drop_segment": "",
         "flag": source,
+        "drop_document": source,
     }[action]
-    low = 0.0 if action == "drop_segment" else best["toxicity"] if action != "flag" else segment["score"]
+    low = None if action == "drop_segment" else best["toxicity"] if after != source else segment["score"]
+    same = after == source
     edit = {
         "shard": shard,
         "row": row,
@@ -185,10 +199,10 @@ def _edit(draw, id_, row, shard, rude, segment, where, text):
         "action": action,
         "toxicity_before": segment["score"],
         "toxicity_after": low,
-        "similarity": None if action == "drop_segment" else best["similarity"],
+        "similarity": None if action == "drop_segment" else 1.0 if same else best["similarity"],
         "labels": LABELS,
         "scores_before": segment["labels"],
-        "scores_after": [low, low / 4, low / 2, low / 9, low * 0.8, low / 7],
+        "scores_after": None if low is None else [low, low / 4, low / 2, low / 9, low * 0.8, low / 7],
         "spans": [span],
         "candidates": candidates,
         "temperature": best["temperature"] if action == "rewrite" else None,
@@ -197,10 +211,12 @@ def _edit(draw, id_, row, shard, rude, segment, where, text):
         "model": "smollm2+detox@fedcba9876543210",
         "prompt": "detox-v1@00aa11bb",
     }
+    if action == "drop_document":
+        return [edit], text, "dropped"
     return [edit], text[:start] + after + text[segment["end"] :], "kept"
 
 
-def _write_shard(path: Path, shard: str, built: list[dict], edits: bool) -> dict:
+def _write_shard(path: Path, shard: str, built: list[dict], edits: bool, measured: bool) -> dict:
     kept = [d for d in built if d["fate"] == "kept"]
     target = path / "data" / shard
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +226,11 @@ def _write_shard(path: Path, shard: str, built: list[dict], edits: bool) -> dict
     else:
         target.write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in rows))
     side = sidecar_name(shard)
-    attributes = {"toxicity": TOXICITY_TYPE, **({"spans": pa.list_(SPAN_TYPE)} if edits else {})}
+    attributes = {"toxicity": TOXICITY_TYPE}
+    if edits:
+        attributes["spans"] = pa.list_(SPAN_TYPE)
+    if measured:
+        attributes["toxicity_after"] = AFTER_TYPE
     for name, type_ in attributes.items():
         columns = {
             "id": pa.array([d["id"] for d in kept]),
@@ -252,7 +272,7 @@ def _removed(gone: list[dict], shard: str, fate: str) -> pa.Table:
             "row": pa.array([d["row"] for d in gone], pa.int64()),
             "id": [d["id"] for d in gone],
             "stage": ["RewriteToxicSegments"] * n,
-            "reason": pa.array(["nothing_left"] * n if dropped else [None] * n, pa.string()),
+            "reason": pa.array(["no_acceptable_rewrite"] * n if dropped else [None] * n, pa.string()),
             "error": pa.array(
                 [None] * n if dropped else [f"ValueError: row {d['row']} is bad" for d in gone]
             ),
@@ -299,7 +319,7 @@ def _write_manifest(path: Path, entries: list[dict], edits: bool) -> None:
         "seconds": 90.0,
         "job": "detox" if edits else "score",
         "config": {"gate": {"tau": 0.5}, "accept": {"max_toxicity": 0.5, "min_similarity": 0.5}},
-        "config_hash": "ef" * 16,
+        "config_hash": CONFIG_HASH,
         "models": [
             {
                 "name": "smollm2+detox",
@@ -353,11 +373,18 @@ def _write_run(path: Path, shards: tuple[str, ...], rows: int) -> None:
         "input": "corpus",
         "text_column": "text",
         "id_column": "id",
+        "unit_rows": 1000,
+        "unit_bytes": 1000,
+        "companions": [],
         "shards": [
             {
                 "path": s,
+                "format": "parquet",
                 "rows": rows,
                 "bytes": 4000,
+                "stamp": "1",
+                "fingerprint": "xxh3:cd",
+                "schema": "ab",
                 "error": None,
                 "units": [{"unit": u, "first_row": f, "rows": n, "bytes": 2000} for u, f, n in bounds],
             }
@@ -366,35 +393,40 @@ def _write_run(path: Path, shards: tuple[str, ...], rows: int) -> None:
     }
     tamis.mkdir(parents=True, exist_ok=True)
     (tamis / "plan.json").write_bytes(orjson.dumps(plan))
+    job = {"name": "detox", "source": "corpus", "config_hash": CONFIG_HASH}
+    (tamis / "job.json").write_bytes(orjson.dumps(job))
     for s in shards:
-        for u, first, n in bounds:
-            write_receipt(path, s, u, first, n)
+        for u, _, _ in bounds:
+            write_receipt(path, s, u)
         (tamis / "shards" / s).parent.mkdir(parents=True, exist_ok=True)
         (tamis / "shards" / f"{s}.json").write_bytes(orjson.dumps({"mark": "m", "entry": {}}))
     write_event(path, kind="run", state="started", run_id="run-1", t=1_738_400_000.0)
     write_event(path, kind="run", state="finished", t=1_738_400_090.0)
 
 
-def write_receipt(path: Path, shard: str, unit: int, first_row: int, rows: int, dead: int = 0) -> None:
-    """Commit a unit of a run that is under way."""
-    receipt = {
-        "shard": shard,
-        "unit": unit,
-        "first_row": first_row,
-        "rows": rows,
-        "kept": rows - dead,
-        "dropped": 0,
-        "dead": dead,
-        "changed": 1,
-        "edits": 1,
-        "key": "k",
-        "digest": "d",
-        "bytes": 2000,
-        "counters": {"rewrite.tokens_in": 100, "rewrite.tokens_out": 400},
-    }
-    target = path / "_tamis" / "receipts" / shard / f"{unit:06d}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(orjson.dumps(receipt))
+def write_receipt(path: Path, shard: str, unit: int, *, dead: int = 0) -> Receipt:
+    """Commit a unit of the plan, as a worker does."""
+    folder = Folder(str(path))
+    plan = next(s for s in load_plan(folder).shards if s.name == shard)
+    cut = plan.units[unit]
+    receipt = Receipt(
+        shard=shard,
+        unit=unit,
+        first_row=cut.first_row,
+        rows=cut.rows,
+        kept=cut.rows - dead,
+        dropped=0,
+        dead=dead,
+        changed=1,
+        edits=1,
+        key=plan_key(plan, CONFIG_HASH),
+        digest="d",
+        text_bytes=2000,
+        counters={"rewrite.tokens_in": 100, "rewrite.tokens_out": 400},
+    )
+    folder.write(unit_name(shard, unit), b"")
+    folder.write(receipt_name(shard, unit), receipt.dumps())
+    return receipt
 
 
 def write_event(path: Path, *, worker: str = "host-1-abc", **fields) -> None:
