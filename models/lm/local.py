@@ -1,0 +1,304 @@
+"""A causal language model in this process: any transformers folder, on a CPU or an accelerator."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.lm.chat import encode_chat
+from models.lm.decoder import CausalDecoder, Decoder, Lockstep, SharedPrefixDecoder
+from models.lm.folder import describe_folder
+from models.lm.loading import load_model, load_tokenizer, pick_device, pick_dtype
+from models.lm.prepare import Prepared, prepare
+from models.lm.sampling import Drawn, Hook, Job, check_sampling, job_rows, sample
+from models.lm.stops import StopWatch
+from models.lm.teacher import token_logprobs
+from models.protocols import Candidate, FloatArray, Generation, GenerationRequest, ModelInfo, Sampling
+from schemas.errors import ModelError
+
+# A tokenizer without a limit says so with a huge number.
+NO_LIMIT = 10**9
+# Rows decoded together on a CPU where that changes no bit: past this a core gains little more.
+EXACT_ROWS = 40
+# Where neither the model nor its tokenizer states a limit (ALiBi models): what most were trained with.
+DEFAULT_CONTEXT = 2048
+
+
+class LocalLanguageModel:
+    """A `LanguageModel` on transformers, with its own sampling loop.
+
+    On a CPU the model is prepared for decoding: LoRA weights are merged, linear layers packed
+    (`models.lm.packed`), and attention reads a prompt's keys once for all candidates (`models.lm.prefix`). Requests
+    are then decoded side by side, each joining as soon as there is room, and at loading it is checked that this
+    changes no bit of any result; where it would, and for models that cannot be prepared, requests are decoded one by
+    one. On an accelerator, `batch_rows` decodes several requests in one batch (left-padded, masked, with explicit
+    positions), which is exact only up to floating point.
+
+    Args:
+        folder: A folder as `save_pretrained` writes it.
+        name: What to call it in records; by default `hf:<folder>`.
+        adapter: A LoRA adapter, by name (`detox`: one shipped with tamis) or folder.
+        dtype: `auto` (bfloat16 where the hardware multiplies it, else float32), `float32` or `bfloat16`.
+        device: `auto` (CUDA if there is one), or a torch device.
+        threads: Torch threads while this model runs. More than one a worker process pays only on an idle machine.
+        batch_rows: Most candidates decoded together, of one or more requests; by default 40 where that changes no
+            result, else those of one request.
+        context_limit: Fewer tokens of prompt and continuation together than the model allows.
+        merge_adapter: Merge the adapter into the weights (faster), or keep it apart.
+        fast: Prepare for decoding on a CPU as said above; False runs the plain forward pass.
+
+    Attributes:
+        info: What the manifest records.
+        context_limit: Tokens of prompt and continuation together.
+        tokenizer: The transformers tokenizer.
+        model: The transformers model, in evaluation mode.
+        vocabulary: Tokens that exist; rows of the output layer beyond are padding, and cut off.
+
+    Raises:
+        ModelError: The folder or the adapter cannot be used; one line says why.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str = "",
+        adapter: str | Path | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        threads: int = 1,
+        batch_rows: int | None = None,
+        context_limit: int | None = None,
+        merge_adapter: bool = True,
+        fast: bool = True,
+    ) -> None:
+        if threads < 1 or (batch_rows is not None and batch_rows < 1):
+            raise ModelError("threads and batch_rows must be 1 or more")
+        info = describe_folder(folder, name, adapter)
+        self.threads = threads
+        self._lock = threading.RLock()
+        torch.set_num_threads(threads)
+        on = pick_device(device)
+        self.tokenizer = load_tokenizer(folder)
+        self.model = load_model(folder, adapter, pick_dtype(dtype, on), on, merge_adapter)
+        self.vocabulary = self._check_vocabulary(folder)
+        self.context_limit = self._limit(context_limit)
+        self._eos = self._end_tokens()
+        can = fast and on.type == "cpu"
+        self._prepared = prepare(self.model, self.vocabulary) if can else Prepared(shared=False, exact=False)
+        self.batch_rows = batch_rows or (EXACT_ROWS if self._prepared.exact else 1)
+        self._own_decoder = self.decoder()
+        extra = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": on.type, "threads": threads}
+        # Cosmetic where it changes nothing, and then not recorded.
+        extra |= {} if self._prepared.exact or self.batch_rows == 1 else {"batch_rows": self.batch_rows}
+        self.info: ModelInfo = dataclasses.replace(info, extra={**info.extra, **extra})
+
+    @staticmethod
+    def describe(folder: str | Path, name: str = "", adapter: str | Path | None = None) -> ModelInfo:
+        """What this model would be, without loading its weights; see `models.lm.folder.describe_folder`."""
+        return describe_folder(folder, name, adapter)
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of `text`, without special tokens."""
+        with self._lock:
+            return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def encode(self, request: GenerationRequest) -> list[int]:
+        """Token ids of a request's prompt: the chat by the model's template, then the prefill."""
+        with self._lock:
+            return encode_chat(self.tokenizer, request.messages, request.prefill)
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        on_done: Callable[[int, Generation], None] | None = None,
+        *,
+        hook: Hook | None = None,
+        beside: Sequence[Decoder] = (),
+    ) -> list[Generation]:
+        """Sample candidates for every request (see `LanguageModel.generate`).
+
+        A prompt that leaves no room for `max_new_tokens` is an error of its request: nothing is cut.
+
+        Args:
+            requests: Any number of prompts.
+            sampling: Shared by all of them.
+            on_done: Called with (index, generation) as each is finished.
+            hook: Edits the scores of every step, after the repetition penalty and before the temperature.
+            beside: Decoders of other models with this tokenizer, run in lockstep; the hook sees their logits as
+                further sides.
+
+        Returns:
+            One generation per request, in order.
+
+        Raises:
+            ModelError: Settings that mean nothing; scores that are not numbers.
+        """
+        check_sampling(sampling)
+        results: list[Generation | None] = [None] * len(requests)
+
+        def finish(index: int, generation: Generation) -> None:
+            results[index] = generation
+            if on_done is not None:
+                on_done(index, generation)
+
+        prompts: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            ids = self.encode(request)
+            problem = self._problem(ids, sampling)
+            if problem:
+                finish(index, Generation((), len(ids), problem))
+            else:
+                prompts[index] = ids
+        order = list(prompts)
+        if not self._own_decoder.joins:
+            order.sort(
+                key=lambda index: len(prompts[index])
+            )  # neighbours of one length need the least padding
+        jobs = [(index, requests[index], prompts[index]) for index in order]
+        with self._lock:
+            torch.set_num_threads(self.threads)  # per thread in some builds of torch
+            self._decode(jobs, sampling, finish, hook, beside)
+        return [generation for generation in results if generation is not None]
+
+    def decoder(self) -> Decoder:
+        """A new decoder on this model, for the sampling loop (or to run beside another model)."""
+        if self._prepared.shared:
+            return SharedPrefixDecoder(self.model, self.vocabulary)
+        pad = self.tokenizer.pad_token_id
+        return CausalDecoder(self.model, self.vocabulary, 0 if pad is None else pad)
+
+    def score_tokens(self, texts: Sequence[str]) -> list[tuple[list[tuple[int, int]], FloatArray]]:
+        """Teacher forcing: each text's token offsets and log-probabilities (see `LanguageModel.score_tokens`).
+
+        The first token is predicted from the tokenizer's beginning (or else end) token. A text longer than the
+        context is scored in windows that overlap by half, so each token sees at least half a context before it.
+
+        Args:
+            texts: Any number of texts of any length.
+
+        Returns:
+            For each text: [(start, end)] character offsets of its tokens, and float32 log-probabilities (nats) of
+            the same length. An empty text has no tokens.
+        """
+        scored = []
+        for text in texts:
+            with self._lock:
+                torch.set_num_threads(self.threads)
+                scored.append(
+                    token_logprobs(self.model, self.tokenizer, text, self.context_limit, self.vocabulary)
+                )
+        return scored
+
+    def next_token_logits(self, prompts: Sequence[str | Sequence[int]]) -> FloatArray:
+        """Logits of the token after each prompt.
+
+        Args:
+            prompts: Texts (tokenised without special tokens) or token ids; none may be empty.
+
+        Returns:
+            float32 array of shape (len(prompts), vocabulary); each prompt is run alone.
+        """
+        rows = []
+        with self._lock, torch.inference_mode():
+            torch.set_num_threads(self.threads)
+            decoder = CausalDecoder(self.model, self.vocabulary)
+            for prompt in prompts:
+                ids = (
+                    self.tokenizer.encode(prompt, add_special_tokens=False)
+                    if isinstance(prompt, str)
+                    else prompt
+                )
+                if not ids:
+                    raise ModelError("a prompt without tokens has no next token")
+                rows.append(decoder.start([ids], 1, 1)[0][0].float().cpu().numpy())
+        return np.stack(rows) if rows else np.zeros((0, self.vocabulary), np.float32)
+
+    def _decode(
+        self,
+        requests: list[tuple[int, GenerationRequest, list[int]]],
+        sampling: Sampling,
+        finish: Callable[[int, Generation], None],
+        hook: Hook | None,
+        beside: Sequence[Decoder],
+    ) -> None:
+        """Decode (index, request, prompt) triples; where an accelerator's memory does not suffice, in smaller batches."""
+        decoder = Lockstep([self._own_decoder, *beside]) if beside else self._own_decoder
+        batch_rows = self.batch_rows
+        while requests:
+            watches = [StopWatch(self.tokenizer, request.stop) for _, request, _ in requests]
+            jobs = [
+                Job(prompt, job_rows(number, request.seed, sampling), watch)
+                for number, ((_, request, prompt), watch) in enumerate(zip(requests, watches, strict=True))
+            ]
+            left = dict(enumerate(requests))
+            try:
+                for number, drawn in sample(
+                    decoder, jobs, sampling, eos=self._eos, batch_rows=batch_rows, hook=hook
+                ):
+                    index, _, _ = left.pop(number)
+                    finish(index, self._generation(jobs[number], drawn, watches[number]))
+            except torch.OutOfMemoryError:
+                if batch_rows <= sampling.n:
+                    index, _, prompt = left.pop(min(left))
+                    finish(index, Generation((), len(prompt), "out of accelerator memory for this request"))
+                batch_rows = max(1, batch_rows // 2)
+            finally:
+                decoder.reset()
+            requests = list(left.values())
+
+    def _generation(self, job: Job, drawn: list[Drawn], watch: StopWatch) -> Generation:
+        candidates = tuple(
+            Candidate(
+                text=watch.text(result.tokens, self._eos, job.prompt[-1]),
+                temperature=row.temperature,
+                index=row.index,
+                seed=row.seed,
+                tokens=len(result.tokens),
+                finish=result.finish,
+                logprob=result.logprob / len(result.tokens),
+            )
+            for row, result in zip(job.rows, drawn, strict=True)
+        )
+        return Generation(candidates, len(job.prompt))
+
+    def _problem(self, ids: list[int], sampling: Sampling) -> str:
+        if not ids:
+            return "the prompt has no tokens"
+        if len(ids) + sampling.max_new_tokens > self.context_limit:
+            return (
+                f"prompt of {len(ids)} tokens and {sampling.max_new_tokens} new ones exceed the context of "
+                f"{self.context_limit} tokens"
+            )
+        return ""
+
+    def _check_vocabulary(self, folder: str | Path) -> int:
+        tokens = len(self.tokenizer)
+        rows = self.model.get_input_embeddings().num_embeddings
+        if tokens > rows:
+            raise ModelError(
+                f"The tokenizer of {folder} has {tokens} tokens but the model only {rows}: they do not belong together"
+            )
+        return tokens
+
+    def _limit(self, wanted: int | None) -> int:
+        config = self.model.config.get_text_config(decoder=True)
+        limits = [
+            getattr(config, key, None) for key in ("max_position_embeddings", "n_positions", "max_seq_len")
+        ]
+        stated = [limit for limit in [*limits, self.tokenizer.model_max_length] if limit and limit < NO_LIMIT]
+        limit = min(stated, default=DEFAULT_CONTEXT)
+        return limit if wanted is None else min(limit, wanted)
+
+    def _end_tokens(self) -> frozenset[int]:
+        ends = [self.tokenizer.eos_token_id]
+        generation = getattr(self.model, "generation_config", None)
+        stated = generation.eos_token_id if generation is not None else None
+        ends += stated if isinstance(stated, list) else [stated]
+        return frozenset(token for token in ends if token is not None)

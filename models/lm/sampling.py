@@ -1,0 +1,399 @@
+"""The sampling loop: many candidates of many prompts, each with its own temperature and seed.
+
+At every step: repetition penalty, then the hook (contrastive decoding, banned words), then each row's temperature,
+top-k, top-p, and one draw from the row's own random stream. A candidate's draws depend on its seed and its own step
+number alone, so its neighbours, and when they finish, change nothing. Finished rows leave the batch, and where the
+decoder allows it, waiting prompts take their place at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+import torch
+
+from models.lm.decoder import Decoder, Sides
+from models.protocols import Sampling
+from schemas.errors import ModelError
+from schemas.fingerprint import derive_seed
+
+# Uniform draws are taken from a row's generator in blocks of this many, whatever is needed: the n-th draw of a seed
+# is then always the same number.
+DRAWS = 64
+# With top-p alone the nucleus is looked for among this many likeliest tokens before the whole vocabulary is sorted.
+NUCLEUS = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one candidate is.
+
+    Attributes:
+        job: Index of the job it belongs to.
+        temperature: 0 is greedy.
+        index: Its number within its temperature.
+        seed: Seed of its random stream.
+    """
+
+    job: int
+    temperature: float
+    index: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt and the rows that continue it.
+
+    Attributes:
+        prompt: Token ids, at least one.
+        rows: Its candidates, in order.
+        stopped: Told a row's tokens after each one drawn, says whether a stop string is complete.
+    """
+
+    prompt: Sequence[int]
+    rows: tuple[Row, ...]
+    stopped: Callable[[list[int]], bool] | None = None
+
+
+@dataclass
+class Drawn:
+    """What was drawn for a row.
+
+    Attributes:
+        tokens: Token ids, the end-of-turn token included where one was drawn.
+        logprob: Sum of the tokens' log-probabilities (nats) under the base side, before penalty, hook and temperature.
+        finish: `stop` (a stop string), `eos` (the model ended its turn) or `length`.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+    finish: str = "length"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a hook is told of the rows it processes.
+
+    Attributes:
+        rows: The candidate of each row of the scores.
+        numbers: How many tokens each has drawn before this one.
+    """
+
+    rows: tuple[Row, ...]
+    numbers: tuple[int, ...]
+
+
+class Hook(Protocol):
+    """Edits the scores of a step."""
+
+    def __call__(self, scores: torch.Tensor, sides: Sides, step: Step) -> torch.Tensor:
+        """Edit scores; may work in place.
+
+        Args:
+            scores: float32 of shape (rows, vocabulary): the base side's logits after the repetition penalty.
+            sides: Every side's raw logits (the base side first), same shape, in the model's dtype; read only.
+            step: Which candidate each row is, and how far it has come.
+
+        Returns:
+            The scores to sample from, same shape; minus infinity bans a token. A row must not depend on others.
+        """
+        ...
+
+
+def job_rows(job: int, seed: int, sampling: Sampling) -> tuple[Row, ...]:
+    """The candidates of a request, in (temperature, index) order.
+
+    Args:
+        job: The request's number.
+        seed: The request's seed; candidate i of temperature t has `derive_seed(seed, str(t), i)`.
+        sampling: Temperatures and candidates for each.
+    """
+    return tuple(
+        Row(job, float(t), i, derive_seed(seed, str(float(t)), i))
+        for t in sampling.temperatures
+        for i in range(sampling.per_temperature)
+    )
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuse settings that mean nothing.
+
+    Raises:
+        ModelError: With what is allowed.
+    """
+    problems = [
+        (not sampling.temperatures, "no temperature: give at least one (0 is greedy)"),
+        (
+            any(not 0 <= t < float("inf") for t in sampling.temperatures),
+            "a temperature must be 0 (greedy) or more",
+        ),
+        (len(set(sampling.temperatures)) < len(sampling.temperatures), "a temperature is given twice"),
+        (sampling.per_temperature < 1, "candidates per temperature must be 1 or more"),
+        (not 0 < sampling.top_p <= 1, "top_p must be in (0, 1]"),
+        (sampling.top_k < 0, "top_k must be 0 (off) or more"),
+        (not sampling.repetition_penalty > 0, "the repetition penalty must be above 0 (1 is off)"),
+        (sampling.max_new_tokens < 1, "max_new_tokens must be 1 or more"),
+    ]
+    for wrong, message in problems:
+        if wrong:
+            raise ModelError(f"Sampling: {message}")
+
+
+def sample(
+    decoder: Decoder,
+    jobs: Sequence[Job],
+    sampling: Sampling,
+    *,
+    eos: frozenset[int],
+    batch_rows: int = 1,
+    hook: Hook | None = None,
+) -> Iterator[tuple[int, list[Drawn]]]:
+    """Draw the tokens of every job's rows.
+
+    Args:
+        decoder: Runs the model; reads each prompt once, then is stepped.
+        jobs: Any number, begun in this order.
+        sampling: Top-k, top-p, repetition penalty and the longest continuation.
+        eos: Tokens that end a turn.
+        batch_rows: Most rows in the batch; a job with more is decoded alone.
+        hook: Edits the scores of every step.
+
+    Yields:
+        A job's index and what was drawn for its rows, as soon as all of them are finished.
+
+    Raises:
+        ModelError: The model gave scores that are not numbers.
+    """
+    waiting = deque(range(len(jobs)))
+    batch = _Batch(jobs, sampling, eos, hook)
+    tokens = torch.empty(0, dtype=torch.long)
+    while waiting or batch.rows:
+        with torch.inference_mode():
+            if batch.rows:
+                batch.sides = decoder.step(tokens)
+            if waiting and (decoder.joins or not batch.rows):
+                batch.add(decoder, _next_jobs(jobs, waiting, len(batch.rows), batch_rows))
+            tokens = batch.draw()
+            finished = [(job, batch.results.pop(job)) for job in batch.finished_jobs()]
+            tokens = batch.compact(decoder, tokens)
+        # Outside of inference mode, which would otherwise hold in the caller's code too.
+        yield from finished
+
+
+class _Batch:
+    """The rows being decoded, and everything kept for each of them."""
+
+    def __init__(
+        self, jobs: Sequence[Job], sampling: Sampling, eos: frozenset[int], hook: Hook | None
+    ) -> None:
+        self.jobs, self.sampling, self.eos, self.hook = jobs, sampling, eos, hook
+        self.rows: list[Row] = []
+        self.live: list[bool] = []  # a finished row may linger until letting it go is worth its cost
+        self.numbers: list[int] = []  # tokens drawn so far
+        self.drawn: list[Drawn] = []
+        self.generators: list[torch.Generator] = []
+        self.results: dict[int, list[Drawn]] = {}
+        self.sides: Sides = ()
+        # Where the repetition penalty is on: every row's prompt and tokens, (rows, longest of all).
+        longest = max((len(job.prompt) for job in jobs), default=0)
+        self.width = longest + sampling.max_new_tokens if sampling.repetition_penalty != 1.0 else 0
+        self.history = torch.empty(0, self.width, dtype=torch.long)
+        self.draws = torch.empty(0, DRAWS, dtype=torch.float64)
+        self.temperatures = torch.empty(0)
+
+    def add(self, decoder: Decoder, added: list[int]) -> None:
+        """Read some jobs' prompts and append their rows."""
+        if not added:
+            return
+        copies = len(self.jobs[added[0]].rows)
+        sides = decoder.start([self.jobs[job].prompt for job in added], copies, self.sampling.max_new_tokens)
+        sides = tuple(side.repeat_interleave(copies, dim=0) for side in sides)
+        device = sides[0].device
+        both = zip(self.sides, sides, strict=True) if self.rows else ()
+        self.sides = tuple(torch.cat(pair) for pair in both) if self.rows else sides
+        rows = [row for job in added for row in self.jobs[job].rows]
+        drawn = [Drawn() for _ in rows]
+        self.results |= {job: drawn[n * copies : (n + 1) * copies] for n, job in enumerate(added)}
+        self.rows += rows
+        self.drawn += drawn
+        self.live += [True] * len(rows)
+        self.numbers += [0] * len(rows)
+        self.generators += [torch.Generator().manual_seed(row.seed) for row in rows]
+        self.draws = torch.cat(
+            [self.draws.to(device), torch.empty(len(rows), DRAWS, dtype=torch.float64, device=device)]
+        )
+        temperatures = torch.tensor([row.temperature for row in rows], device=device)
+        self.temperatures = torch.cat([self.temperatures.to(device), temperatures])
+        if self.width:
+            history = torch.empty(len(rows), self.width, dtype=torch.long)
+            for number, row in enumerate(rows):
+                prompt = torch.tensor(self.jobs[row.job].prompt)
+                history[number] = prompt[0]  # gaps hold a token the row has anyway
+                history[number, : len(prompt)] = prompt
+            self.history = torch.cat([self.history.to(device), history.to(device)])
+
+    def draw(self) -> torch.Tensor:
+        """Draw each row's next token, note it, and see which rows are finished by it; returns the tokens."""
+        raw = self.sides[0].float()
+        total = torch.logsumexp(raw, dim=-1)
+        scores = raw
+        lengths = [len(self.jobs[row.job].prompt) + n for row, n in zip(self.rows, self.numbers, strict=True)]
+        if self.width:
+            scores = penalise(raw, self.history[:, : max(lengths)], self.sampling.repetition_penalty)
+        if self.hook is not None:
+            scores = scores.clone() if scores is raw else scores
+            scores = self.hook(scores, self.sides, Step(tuple(self.rows), tuple(self.numbers)))
+        tokens = choose(scores, self.temperatures, self._uniform(), self.sampling.top_k, self.sampling.top_p)
+        logprobs = raw.gather(1, tokens[:, None])[:, 0] - total
+        if self.width:
+            self.history.scatter_(1, torch.tensor(lengths, device=tokens.device)[:, None], tokens[:, None])
+        for place, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True)):
+            if self.live[place]:
+                self._note(place, token, logprob)
+        return tokens
+
+    def finished_jobs(self) -> list[int]:
+        """Jobs still in `results` of which no row is live, in order."""
+        live = {row.job for row, is_live in zip(self.rows, self.live, strict=True) if is_live}
+        return [job for job in self.results if job not in live]
+
+    def compact(self, decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+        """Let finished rows go where it is worth it; returns the tokens of those that stay."""
+        count = sum(self.live)
+        if count == len(self.rows) or (count and count > decoder.compact_below * len(self.rows)):
+            return tokens
+        kept = []
+        start = 0
+        for _, rows in groupby(row.job for row in self.rows):  # a job's rows lie together, and stay so
+            end = start + len(list(rows))
+            kept += [
+                start + place for place in _fill_gaps([n for n, x in enumerate(self.live[start:end]) if x])
+            ]
+            start = end
+        decoder.keep(kept)
+        index = torch.tensor(kept, dtype=torch.long, device=tokens.device)
+        self.history = self.history[index] if self.width else self.history
+        self.draws, self.temperatures = self.draws[index], self.temperatures[index]
+        self.sides = ()
+        self.rows, self.drawn = [self.rows[n] for n in kept], [self.drawn[n] for n in kept]
+        self.numbers, self.generators = [self.numbers[n] for n in kept], [self.generators[n] for n in kept]
+        self.live = [True] * len(kept)
+        return tokens[index]
+
+    def _uniform(self) -> torch.Tensor:
+        """Each row's next uniform draw, float64."""
+        for place, number in enumerate(self.numbers):
+            if number % DRAWS == 0:
+                self.draws[place] = torch.rand(DRAWS, generator=self.generators[place], dtype=torch.float64)
+        columns = torch.tensor([number % DRAWS for number in self.numbers], device=self.draws.device)
+        return self.draws.gather(1, columns[:, None])[:, 0]
+
+    def _note(self, place: int, token: int, logprob: float) -> None:
+        if logprob != logprob:  # NaN: overflow in the weights, or the wrong dtype
+            raise ModelError("the model's scores are not numbers (NaN); try dtype=float32")
+        drawn, stopped = self.drawn[place], self.jobs[self.rows[place].job].stopped
+        drawn.tokens.append(token)
+        drawn.logprob += logprob
+        self.numbers[place] += 1
+        if token in self.eos:
+            drawn.finish = "eos"
+        elif stopped is not None and stopped(drawn.tokens):
+            drawn.finish = "stop"
+        elif self.numbers[place] < self.sampling.max_new_tokens:
+            return
+        self.live[place] = False
+
+
+def penalise(raw: torch.Tensor, history: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Apply the repetition penalty of Keskar et al. 2019 (CTRL, section 4.1), as transformers does.
+
+    Args:
+        raw: float32 logits of shape (rows, vocabulary); left as they are.
+        history: int64 of shape (rows, tokens): every token already in a row, in any order, repeats allowed.
+        penalty: Positive scores are divided by it, negative ones multiplied.
+
+    Returns:
+        A new tensor of the same shape; `raw` itself when the penalty is 1.
+    """
+    if penalty == 1.0:
+        return raw
+    seen = raw.gather(1, history)
+    return raw.scatter(1, history, torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
+def choose(
+    scores: torch.Tensor, temperatures: torch.Tensor, draws: torch.Tensor, top_k: int, top_p: float
+) -> torch.Tensor:
+    """Choose each row's next token: temperature, then top-k, then top-p, then one draw by inverse transform.
+
+    Args:
+        scores: float32 of shape (rows, vocabulary).
+        temperatures: float32 of shape (rows,); 0 takes the likeliest token.
+        draws: float64 of shape (rows,), uniform in [0, 1).
+        top_k: Keep this many tokens; 0 keeps all.
+        top_p: Keep the smallest set of likeliest tokens with this mass; 1 keeps all.
+
+    Returns:
+        int64 of shape (rows,).
+    """
+    vocabulary = scores.shape[-1]
+    greedy = temperatures == 0
+    divisor = torch.where(greedy, torch.ones_like(temperatures), temperatures)[:, None]
+    if top_k or top_p < 1.0:
+        probabilities, ids = _ranked(scores, divisor, min(top_k or vocabulary, vocabulary), top_p)
+        best = torch.zeros_like(ids[:, 0])
+    else:
+        probabilities, ids = torch.softmax(scores / divisor, dim=-1).double(), None
+        best = scores.argmax(dim=-1)
+    mass = probabilities.cumsum(dim=-1)
+    total = mass[:, -1:]
+    place = torch.searchsorted(mass, draws[:, None] * total, right=True)
+    # Rounding could put a draw at the very top: never past the last token that has any mass.
+    place = torch.minimum(place, torch.searchsorted(mass, total.contiguous()))[:, 0]
+    place = torch.where(greedy, best, place)
+    return place if ids is None else ids.gather(1, place[:, None])[:, 0]
+
+
+def _ranked(
+    scores: torch.Tensor, divisor: torch.Tensor, top_k: int, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens kept, likeliest first: float64 probabilities (rows, kept; not renormalised) and their ids."""
+    vocabulary = scores.shape[-1]
+    count = min(top_k, NUCLEUS) if top_k == vocabulary else top_k
+    # With top-k the nucleus is one of the k; without, one of all, and their mass is needed before they are sorted.
+    whole = torch.logsumexp(scores / divisor, dim=-1, keepdim=True) if top_k == vocabulary else None
+    while True:
+        values, ids = torch.topk(scores, count, dim=-1)
+        scaled = values / divisor
+        norm = torch.logsumexp(scaled, dim=-1, keepdim=True) if whole is None else whole
+        probabilities = torch.exp((scaled - norm).double())
+        mass = probabilities.cumsum(dim=-1)
+        if whole is None or count == vocabulary or bool((mass[:, -1] >= top_p).all()):
+            break
+        count = min(count * 8, vocabulary)
+    if top_p < 1.0:
+        # A token stays if those before it do not make up the mass yet; the first always stays.
+        probabilities = torch.where(mass - probabilities < top_p, probabilities, 0.0)
+    return probabilities, ids
+
+
+def _next_jobs(jobs: Sequence[Job], waiting: deque[int], rows: int, batch_rows: int) -> list[int]:
+    """Take the jobs that fit into the batch now (at least one where it is empty)."""
+    taken: list[int] = []
+    while waiting and (rows == 0 or rows + len(jobs[waiting[0]].rows) <= batch_rows):
+        taken.append(waiting.popleft())
+        rows += len(jobs[taken[-1]].rows)
+    return taken
+
+
+def _fill_gaps(wanted: list[int]) -> list[int]:
+    """Order rows so that few move: those that can keep their place do, and the last ones fill the gaps."""
+    count = len(wanted)
+    late = [row for row in wanted if row >= count]
+    kept = set(wanted)
+    return [row if row in kept else late.pop() for row in range(count)]
