@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import io
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -296,13 +297,30 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's tqdm has no switch of its own
             yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def sha256_of_files(files: Sequence[Path]) -> str:
+    """sha256 that stands for several files in order: a single file's own, else one over theirs.
+
+    Remembered for the process as long as sizes and times of change stay the same.
+    """
+    stats = [file.stat() for file in files]
+    return _sha256_cached(
+        tuple((str(f), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True))
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_cached(files: tuple[tuple[str, int, int], ...]) -> str:
+    each = [sha256_of(Path(name)) for name, _, _ in files]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def _module(name: str) -> _Embedded:

@@ -294,9 +294,7 @@ def read_list(path: Path) -> dict[str, float]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(
-            f"the word list {path} cannot be read ({error}); pass lexicon:/path/to/words.txt"
-        ) from error
+        raise _unreadable(path, error) from error
     terms: dict[str, float] = {}
     for number, line in enumerate(lines, 1):
         term, _, weight = line.partition("\t")
@@ -325,9 +323,7 @@ def describe(path: Path | None) -> ModelInfo:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise ModelError(
-            f"the word list {file} cannot be read ({error.strerror}); pass lexicon:/path/to/words.txt"
-        ) from error
+        raise _unreadable(file, error) from error
     return ModelInfo(
         name=f"lexicon:{path}" if path else "lexicon",
         kind="scorer",
@@ -337,6 +333,11 @@ def describe(path: Path | None) -> ModelInfo:
         training_data="" if path else "none (a word list)",
         extra={"labels": ["toxicity"]},
     )
+
+
+def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> ModelError:
+    why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+    return ModelError(f"the word list {path} cannot be read ({why}); pass lexicon:/path/to/words.txt")
 
 
 def _fold_term(term: str, *, swap: bool = True) -> str:
