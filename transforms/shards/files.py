@@ -14,6 +14,7 @@ import fsspec
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
+TEMPORARY = "_tamis/tmp"  # what is being written; a killed run leaves its parts there
 _BLOCK = 8 << 20
 
 
@@ -26,13 +27,15 @@ class Folder:
     """
 
     def __init__(self, url: str | os.PathLike[str], **options: Any) -> None:
-        self.url = str(url).rstrip("/") or "/"
+        typed = str(url)
+        self.url = typed if typed.endswith("://") else typed.rstrip("/") or "/"
         self.options = options
         self.fs, root = fsspec.core.url_to_fs(self.url, **options)
         self.root = root.rstrip("/") or "/"
         self.is_local = isinstance(self.fs, LocalFileSystem)
         if self.is_local:
-            self.url = self.root  # absolute: a worker may have another working directory
+            # One name, and absolute: a worker may have another working directory.
+            self.url = self.root = os.path.abspath(self.root)  # noqa: PTH100 - resolve() would follow links
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -42,7 +45,7 @@ class Folder:
 
     def path(self, name: str = "") -> str:
         """Path of `name` as the filesystem wants it."""
-        return f"{self.root}/{name}".rstrip("/") if name else self.root
+        return f"{self.root.rstrip('/')}/{name}".rstrip("/") if name else self.root
 
     def local(self, name: str = "") -> Path:
         """`pathlib.Path` of `name`; only where `is_local`."""
@@ -50,16 +53,22 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder of that name is there."""
+        self._forget_listings()
         return bool(self.fs.exists(self.path(name)))
 
     def find(self, name: str = "") -> list[str]:
         """All files below `name`, relative to this folder, sorted; empty if there is no such folder."""
         base = self.path(name)
+        self._forget_listings()
         if not self.fs.exists(base):
             return []
-        self.fs.invalidate_cache()
         cut = len(self.root.rstrip("/")) + 1
         return sorted(p[cut:] for p in self.fs.find(base))
+
+    def _forget_listings(self) -> None:
+        # Object stores' clients answer from listings they saw before other workers wrote.
+        if not self.is_local:
+            self.fs.invalidate_cache()
 
     def read(self, name: str) -> bytes:
         """The whole content of a file."""
@@ -94,9 +103,10 @@ class Folder:
         On an error nothing appears, and what was written is removed.
         """
         if self.is_local:
-            target = self.local(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+            # On the same disk, for the rename, but not beside the target: readers list those folders.
+            self.local(name).parent.mkdir(parents=True, exist_ok=True)
+            self.local(TEMPORARY).mkdir(parents=True, exist_ok=True)
+            temporary = self.local(TEMPORARY) / f"{uuid.uuid4().hex}-{Path(name).name}"[:200]
         else:
             import tempfile
 
