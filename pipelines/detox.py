@@ -242,6 +242,9 @@ def run(config: DetoxConfig, settings: RunSettings) -> RunResult:
 def print_result(config: DetoxConfig, result: RunResult) -> None:
     """Say in a few lines what came of it and where to look."""
     plan = result.plan
+    if result.detail:
+        print(f"{result.state}: {result.detail}")
+        return
     if result.manifest is None:
         unreadable = sum(1 for s in plan.shards if s.error)
         print(

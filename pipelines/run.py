@@ -59,12 +59,14 @@ class RunResult:
         manifest: The manifest; None unless the job has finished.
         plan: The plan.
         done: Units that were committed before this run began.
+        detail: More about the state, for the user.
     """
 
     state: str
     manifest: dict[str, Any] | None
     plan: Plan
     done: int
+    detail: str = ""
 
 
 def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
@@ -117,15 +119,15 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
             "run", state="started", run_id=run_id, rows=plan.rows, units=plan.units, done=len(done)
         )
         with _progress(output, plan, done, settings), _terminable():
-            state = _execute(job, beam_args)
+            state, detail = _execute(job, beam_args)
     if state != "finished":
-        return RunResult(state, None, plan, len(done))
+        return RunResult(state, None, plan, len(done), detail)
     manifest = orjson.loads(output.read(MANIFEST))
     return RunResult("finished", manifest, plan, len(done))
 
 
-def _execute(job: Job, args: Sequence[str]) -> str:
-    """Build the graph and hand it to its runner; `finished`, or why this process is done before the job is."""
+def _execute(job: Job, args: Sequence[str]) -> tuple[str, str]:
+    """Build the graph and hand it to its runner; the state this process leaves the job in, and what to say of it."""
     with runners.calm():
         result: Any = None
         try:
@@ -133,9 +135,9 @@ def _execute(job: Job, args: Sequence[str]) -> str:
             build(pipeline, job)
             result = pipeline.run()
             if runners.is_beam_dry_run(args):
-                return "checked"
+                return "checked", runners.check_dry_run(result, args)
             if runners.leaves_at_once(args):
-                return "submitted"
+                return "submitted", "the runner goes on by itself; `tamis status` says how far it is"
             state = result.wait_until_finish()
         except KeyboardInterrupt:
             # A job that a service runs would go on without us, and into the way of the next run.
@@ -150,7 +152,7 @@ def _execute(job: Job, args: Sequence[str]) -> str:
             raise cause from error
     if str(state) not in ("DONE", "None"):
         raise TamisError(f"the runner ended in state {state}; run the same command again to go on")
-    return "finished"
+    return "finished", ""
 
 
 def _check_places(source: Folder, output: Folder) -> None:

@@ -100,6 +100,10 @@ def check_runner(args: Sequence[str], source_url: str, output_url: str) -> None:
         _check_dataflow(args, source_url, output_url)
     elif name in _PORTABLE:
         _check_portable(args)
+    if is_beam_dry_run(args) and name != "DataflowRunner":
+        raise TamisError(
+            "only DataflowRunner knows --dry_run; tamis's own --dry-run plans and stops, for any runner"
+        )
 
 
 def _check_known(args: Sequence[str]) -> None:
@@ -153,6 +157,8 @@ def _check_dataflow(args: Sequence[str], source_url: str, output_url: str) -> No
 
 def _check_portable(args: Sequence[str]) -> None:
     endpoint = _value(args, "job_endpoint")
+    if not endpoint and runner_name(args) == "PortableRunner":
+        raise TamisError(f"PortableRunner needs --job_endpoint=HOST:PORT of a job server ({GUIDE})")
     if endpoint and endpoint != "embed":
         _probe(endpoint, "job server", "--job_endpoint")
     kind = (_value(args, "environment_type") or "DOCKER").upper()
@@ -228,6 +234,26 @@ def new_pipeline(args: Sequence[str]) -> Any:
         raise TamisError(f"Beam refuses its arguments: {'; '.join(lines) or 'see above'}") from error
 
 
+def check_dry_run(result: Any, args: Sequence[str]) -> str:
+    """Check the graph that `--dry_run=true` built, and write it to `--dataflow_job_file` if that is given.
+
+    Returns:
+        The graph, in a line.
+
+    Raises:
+        TamisError: No remote runner would take it.
+    """
+    from pipelines.graph import check_graph, describe_graph, write_graph
+
+    proto = result.job.proto_pipeline
+    graph = describe_graph(proto)
+    check_graph(graph)
+    path = _value(args, "dataflow_job_file")
+    if path:
+        write_graph(proto, path)
+    return f"{graph}" + (f"; written to {path}" if path else "")
+
+
 @contextlib.contextmanager
 def calm() -> Iterator[None]:
     """Keep Beam's own log, and the ends of its threads, off the user's terminal; `TAMIS_DEBUG=1` shows all.
@@ -299,6 +325,8 @@ def explain(error: BaseException) -> BaseException:
         return TamisError(
             f"a worker has no module {missing[1]}: its image or environment must hold the same tamis as here ({GUIDE})"
         )
+    if "StatusCode.DEADLINE_EXCEEDED" in text:
+        return TamisError("the job took longer than --job_server_timeout allows; leave that option out")
     if "StatusCode.UNAVAILABLE" in text:
         return TamisError(f"a service of the runner cannot be reached: {_grpc_details(text)} ({GUIDE})")
     return error

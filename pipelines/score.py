@@ -55,6 +55,9 @@ def run(config: ScoreConfig, settings: RunSettings) -> RunResult:
 
 def print_result(config: ScoreConfig, result: RunResult) -> None:
     """Say what came of it."""
+    if result.detail:
+        print(f"{result.state}: {result.detail}")
+        return
     if result.manifest is None:
         print(
             f"{result.plan.rows} rows in {len(result.plan.shards)} shards, {result.done} units already done"
