@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,7 +16,7 @@ from schemas import flight
 from schemas.edits import EDIT_SCHEMA
 from schemas.fingerprint import fingerprint
 from transforms.shards.deltas import DeltaCursor, pick_rows
-from transforms.shards.files import Folder, copy_file, sidecar_name
+from transforms.shards.files import TEMPORARY, Folder, copy_file, sidecar_name
 from transforms.shards.formats import Assembled, AssembleOptions, get_format
 from transforms.shards.plan import ShardPlan
 from transforms.shards.receipts import SHARDS, Receipt, load_unit, total
@@ -264,17 +264,24 @@ def _sha256(output: Folder, name: str) -> tuple[int, str]:
     return size, state.hexdigest()
 
 
-def remove_stale(output: Folder, shards: Sequence[ShardPlan]) -> None:
-    """Remove outputs of shards the input no longer has, so that readers that list folders see only what counts."""
-    names = {s.name for s in shards}
-    sides = {sidecar_name(n) for n in names}
-    for path in output.find("data"):
-        if path.removeprefix("data/") not in names and not path.endswith((".json", ".tmp")):
-            output.remove(path)
-    for folder in ("edits", "dropped", "dead"):
+def remove_stale(output: Folder, entries: Sequence[Mapping[str, Any]], companions: Sequence[str]) -> None:
+    """Remove all the manifest does not name, so that readers that list folders see only what counts.
+
+    What is left over: outputs of shards the input no longer has, attributes no step makes any more, and the parts a
+    killed run was writing.
+    """
+    named = {f"data/{c}" for c in companions}
+    for entry in entries:
+        side = sidecar_name(entry["path"])
+        named |= {f"dropped/{side}", f"dead/{side}"}
+        if not entry.get("error"):
+            named |= {f"data/{entry['path']}", f"edits/{side}"}
+            named |= {f"attributes/{name}/{side}" for name in entry["attributes"]}
+    for folder in ("data", "edits", "attributes", "dropped", "dead"):
         for path in output.find(folder):
-            if path.removeprefix(f"{folder}/") not in sides:
+            if path not in named:
                 output.remove(path)
+    output.remove(TEMPORARY)
 
 
 __all__ = ["assemble_shard", "remove_stale", "shard_receipt_name"]

@@ -57,8 +57,8 @@ def finish_output(
         )
     for name in plan.companions:
         copy_file(source, name, output, f"data/{name}")
-    remove_stale(output, plan.shards)
     shards = [by_name[s.name] for s in plan.shards]
+    remove_stale(output, shards, plan.companions)
     manifest = build_manifest(output, plan, shards, receipts, facts)
     output.write(MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
     events = EventLog(output)

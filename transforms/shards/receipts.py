@@ -95,7 +95,9 @@ def commit_unit(
         writer.write_batch(delta)
     content = sink.getvalue()
     output.write(unit_name(key.shard, key.unit), memoryview(content))  # type: ignore[arg-type]
-    fates = np.bincount(batch.column(flight.FATE).to_numpy(zero_copy_only=False), minlength=3)
+    row_fates = batch.column(flight.FATE).to_numpy(zero_copy_only=False)
+    changed = delta.column(CHANGED).to_numpy(zero_copy_only=False) & (row_fates == flight.KEPT)
+    fates = np.bincount(row_fates, minlength=3)
     receipt = Receipt(
         shard=key.shard,
         unit=key.unit,
@@ -104,7 +106,7 @@ def commit_unit(
         kept=int(fates[flight.KEPT]),
         dropped=int(fates[flight.DROPPED]),
         dead=int(fates[flight.DEAD]),
-        changed=int(pc.sum(delta.column(CHANGED)).as_py() or 0),
+        changed=int(changed.sum()),
         edits=int(pc.sum(pc.list_value_length(delta.column(flight.EDITS))).as_py() or 0),
         key=plan_key,
         digest=xxhash.xxh3_64_hexdigest(content),
@@ -119,25 +121,30 @@ def load_unit(output: Folder, receipt: Receipt) -> pa.RecordBatch:
     """Read a committed delta back.
 
     Raises:
-        OutputError: Its bytes are not those the receipt was written for.
+        OutputError: Its bytes are not those the receipt was written for. The receipt is gone then, so that the next
+            run does the unit again.
     """
     content = output.read(unit_name(receipt.shard, receipt.unit))
     if xxhash.xxh3_64_hexdigest(content) != receipt.digest:
+        remove_receipts(output, [receipt])
         raise OutputError(
-            f"{unit_name(receipt.shard, receipt.unit)} does not match its receipt; "
-            f"remove {receipt_name(receipt.shard, receipt.unit)} and run the job again"
+            f"{unit_name(receipt.shard, receipt.unit)} is damaged (it does not match its receipt); "
+            "run the same command again: the unit will be done again"
         )
     return pa.ipc.open_file(pa.py_buffer(content)).get_batch(0)
 
 
 def read_receipts(output: Folder, plan: Plan, config_hash: str) -> dict[tuple[str, int], Receipt]:
-    """Receipts of this plan and configuration; any other is passed over, and its unit is done again."""
+    """Receipts of this plan and configuration; any other, or a damaged one, is passed over: its unit is done again."""
     keys = {s.name: plan_key(s, config_hash) for s in plan.shards}
     units = {s.name: len(s.units) for s in plan.shards}
     deltas = set(output.find(UNITS))
     found: dict[tuple[str, int], Receipt] = {}
     for content in output.read_many(output.find(RECEIPTS)).values():
-        receipt = Receipt.loads(content)
+        try:
+            receipt = Receipt.loads(content)
+        except (ValueError, TypeError):  # damaged: a power cut may leave an empty file
+            continue
         good = keys.get(receipt.shard) == receipt.key and receipt.unit < units[receipt.shard]
         if good and unit_name(receipt.shard, receipt.unit) in deltas:
             found[receipt.shard, receipt.unit] = receipt
