@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from schemas.errors import InputError
 from transforms.shards.files import Folder
 from transforms.shards.formats import format_of
+from transforms.shards.steps import describe
 
 _GLOB = re.compile(r"[*?\[]")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -68,25 +69,46 @@ def list_input(source: str, options: dict[str, Any] | None = None) -> InputListi
         InputError: There is nothing there, or nothing that is a shard.
     """
     options = options or {}
-    if _HUB_ID.match(source) and not _URL.match(source) and not Path(source).exists():
-        source = f"hf://datasets/{source}"
-    if _GLOB.search(source):
+    try:
+        return _find(source, options)
+    except InputError:
+        raise
+    except Exception as error:
+        # An unknown protocol, a filesystem that is not installed, a bucket or hub that cannot be reached.
+        hint = " (no such folder here, so it was taken for a hub id)" if _is_hub_id(source) else ""
+        raise InputError(f"no such input: {source}{hint}: {describe(error)}") from error
+
+
+def _is_hub_id(source: str) -> bool:
+    return bool(_HUB_ID.match(source)) and not _URL.match(source) and not Path(source).exists()
+
+
+def _find(source: str, options: dict[str, Any]) -> InputListing:
+    hub = _is_hub_id(source)
+    if _GLOB.search(source) and not Path(source).exists():
         return _from_glob(source, options)
-    folder = Folder(source, **options)
+    folder = Folder(f"hf://datasets/{source}" if hub else source, **options)
     if not folder.exists():
-        raise InputError(f"no such input: {source}")
+        hint = " (neither a folder here nor a data set on the hub)" if hub else ""
+        raise InputError(f"no such input: {source}{hint}")
     if folder.fs.isfile(folder.path()):
         parent, _, name = folder.url.rpartition("/")
-        root = Folder(parent or ("/" if folder.url.startswith("/") else "."), **options)
-        return _listing(root, [name], source)
-    if folder.exists("manifest.json") and folder.exists("_tamis"):
+        return _listing(_root(parent, folder.url, options), [name], source)
+    if folder.exists("_tamis/plan.json"):
         return _from_output(folder, source)
     return _listing(folder, folder.find(), source)
 
 
+def _root(parent: str, source: str, options: dict[str, Any]) -> Folder:
+    """The folder something stands in, be it the working directory or the root of a filesystem."""
+    if parent.endswith(":/"):  # memory://x
+        parent += "/"
+    return Folder(parent or ("/" if source.startswith("/") else "."), **options)
+
+
 def _from_glob(source: str, options: dict[str, Any]) -> InputListing:
     fixed = source[: _GLOB.search(source).start()].rpartition("/")[0]  # type: ignore[union-attr]
-    root = Folder(fixed or ("/" if source.startswith("/") else "."), **options)
+    root = _root(fixed, source, options)
     pattern = source[len(fixed) :].lstrip("/") if fixed else source.lstrip("/")
     matches = root.fs.glob(f"{root.root.rstrip('/')}/{pattern}")
     cut = len(root.root.rstrip("/")) + 1
@@ -98,7 +120,7 @@ def _from_glob(source: str, options: dict[str, Any]) -> InputListing:
 
 def _from_output(folder: Folder, source: str) -> InputListing:
     """An output of tamis: open what its manifest names, and nothing else."""
-    if not folder.exists("_SUCCESS"):
+    if not (folder.exists("_SUCCESS") and folder.exists("manifest.json")):
         raise InputError(
             f"{source} is an unfinished tamis output (no _SUCCESS); run its job again to finish it"
         )
