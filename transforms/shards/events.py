@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from schemas.errors import FatalStepError
 from transforms.shards.files import Folder
 
 EVENTS = "_tamis/events"
@@ -32,9 +33,22 @@ class EventLog:
         self._last_pulse = 0.0
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Write one event; never raises into the work it reports on, except when the disk is full."""
-        event = {"t": round(time.time(), 3), "worker": self._name, "kind": kind, **fields}
+        """Write one event.
+
+        Raises:
+            FatalStepError: It cannot be written: the disk is full, or the store is gone. So will the units be.
+        """
+        event = {"t": round(time.time(), 6), "worker": self._name, "kind": kind, **fields}
         line = orjson.dumps(event) + b"\n"
+        try:
+            self._append(line)
+        except OSError as error:
+            raise FatalStepError(
+                f"cannot write to {self._output.url}: {error}; make room and run the same command again: "
+                "what is committed stays"
+            ) from error
+
+    def _append(self, line: bytes) -> None:
         with self._lock:
             if self._output.is_local:
                 path = self._output.local(f"{EVENTS}/{self._name}.jsonl")
