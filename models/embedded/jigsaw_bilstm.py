@@ -115,7 +115,6 @@ class _TokenizerUnpickler(pickle.Unpickler):
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("collections", "defaultdict"): collections.defaultdict,
         ("builtins", "int"): int,
-        ("__builtin__", "int"): int,
     }
 
     def find_class(self, module: str, name: str) -> Any:
