@@ -1,0 +1,228 @@
+"""Loading what is to be trained: a name to a folder, a folder to a tokenizer and a model, LoRA around it.
+
+Import this module late: it needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import store
+from schemas.errors import ModelError
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_HASHED_UP_TO = 4 << 30  # bytes of weights that are hashed; of more, names and sizes stand for them
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model to start from.
+
+    Attributes:
+        name: As the user wrote it.
+        source: A local folder, or a hub id.
+        revision: 16 hexadecimal digits that change with its weights and configuration (a hub id: the id itself).
+        licence: SPDX id where known.
+    """
+
+    name: str
+    source: str
+    revision: str
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685), or DoRA (Liu et al. 2024, arXiv 2402.09353).
+
+    Attributes:
+        r: Rank.
+        alpha: Scale; the update is multiplied by alpha / r.
+        dropout: On the adapter's input.
+        targets: `all-linear`, or names of modules.
+        dora: Learn magnitude and direction apart.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    dora: bool = False
+
+
+def resolve_model(name: str) -> BaseModel:
+    """Find a base model: an embedded one (`smollm2`), a folder, or `hf:ID`.
+
+    Raises:
+        ModelError: It is not there, has no configuration, or has no weights.
+    """
+    if name.startswith("hf:") and not Path(name[3:]).is_dir():
+        return BaseModel(name, name[3:], name[3:])
+    folder = Path(name.removeprefix("hf:"))
+    if not folder.is_dir():
+        if store.canonical(name) not in store.EMBEDDED:
+            raise ModelError(f"no model '{name}': pass a folder, hf:ID, or an embedded model (smollm2)")
+        package = store.package(name)
+        if package.kind != "lm":
+            raise ModelError(f"'{name}' is a {package.kind}, not a language model")
+        return BaseModel(package.name, str(store.path(name)), package.revision, package.licence)
+    if not (folder / "config.json").is_file():
+        hint = (
+            "it holds an adapter; pass its base model"
+            if (folder / "adapter_config.json").is_file()
+            else "no config.json"
+        )
+        raise ModelError(f"{folder} is not a model folder ({hint})")
+    weights = sorted(p for pattern in _WEIGHTS for p in folder.glob(pattern))
+    if not weights:
+        raise ModelError(
+            f"{folder} has no weights (model.safetensors); a configuration alone cannot be trained"
+        )
+    return BaseModel(name, str(folder.resolve()), _revision(folder, weights))
+
+
+def load_tokenizer(base: BaseModel) -> Any:
+    """The base model's tokenizer.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base.source)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the tokenizer of {base.name} cannot be loaded ({_line(error)})") from error
+
+
+def load_model(base: BaseModel, *, dtype: str = "float32", attention: str = "sdpa") -> Any:
+    """The base model, in training precision.
+
+    Args:
+        base: What to load.
+        dtype: `float32` (also under mixed precision: optimisers need the small steps), or `bfloat16`.
+        attention: `sdpa` or `eager`.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with store.quiet_transformers():
+            return AutoModelForCausalLM.from_pretrained(
+                base.source, dtype=getattr(torch, dtype), attn_implementation=attention
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{base.name} cannot be loaded ({_line(error)})") from error
+
+
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that makes ids the model has no embedding for.
+
+    Raises:
+        ModelError: It does.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens, the model {rows:,}; they do not belong together"
+        )
+
+
+def add_lora(model: Any, settings: LoraSettings) -> Any:
+    """Freeze a model and put trainable low-rank adapters beside its linear layers (float32, B zero: no change yet).
+
+    Raises:
+        ModelError: No module of the names given, or peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ModelError("LoRA needs peft; run: pip install 'tamis[models]'") from error
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
+        use_dora=settings.dora,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"LoRA cannot be added ({_line(error)}); check --lora-targets") from error
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """(trainable, all) parameters."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+
+
+def save_trained(model: Any, tokenizer: Any, folder: Path, *, dtype: str = "") -> None:
+    """Save a model or an adapter so that `from_pretrained` loads it, with tokenizer and generation config.
+
+    Args:
+        model: A transformers model, or a PEFT model (its adapter alone is saved).
+        tokenizer: Goes along.
+        folder: Made if need be.
+        dtype: `float32` or `bfloat16` (a full model is converted in place); empty keeps what the parameters have.
+    """
+    import torch
+
+    adapter = hasattr(model, "get_base_model")
+    base = model.get_base_model() if adapter else model
+    kind = getattr(torch, dtype) if dtype else None
+    with store.quiet_transformers():
+        if adapter:
+            from peft import get_peft_model_state_dict
+
+            state = get_peft_model_state_dict(model)
+            state = {k: v.detach().to("cpu", kind or v.dtype).contiguous() for k, v in state.items()}
+            _save_adapter(model, state, folder)
+        else:
+            (model.to(kind) if kind else model).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if getattr(base, "generation_config", None) is not None:
+            base.generation_config.save_pretrained(folder)
+
+
+def _save_adapter(model: Any, state: dict[str, Any], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config[model.active_adapter]
+    trained, config.inference_mode = config.inference_mode, True
+    config.save_pretrained(folder)
+    config.inference_mode = trained
+    _sort_lists(folder / "adapter_config.json")
+
+
+def _sort_lists(path: Path) -> None:
+    """Peft keeps module names as sets: sort them, so that equal adapters are equal files."""
+    record = json.loads(path.read_text("utf-8"))
+    if isinstance(record.get("target_modules"), list):
+        record["target_modules"] = sorted(record["target_modules"])
+    path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _revision(folder: Path, weights: list[Path]) -> str:
+    state = hashlib.sha256((folder / "config.json").read_bytes())
+    whole = sum(p.stat().st_size for p in weights) <= _HASHED_UP_TO
+    for path in weights:
+        state.update(f"{path.name}:{path.stat().st_size}".encode())
+        if whole:
+            state.update(store.sha256_of(path).encode())
+    return state.hexdigest()[:16]
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,353 @@
+"""`tamis train lm`: train a causal language model on a folder of shards, in full or with LoRA.
+
+    python -m pipelines.train_lm DATA --model NAME --output DIR [--lora] [...]
+
+The same command run again goes on where a killed run stopped, with the same batches; once the model is there it does
+nothing. The output folder loads with `from_pretrained` (an adapter: with peft), and carries tokenizer, generation
+config, model card and `train.json`; `_SUCCESS` comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import Field, ValidationError
+
+from models.training.settings import COSMETIC, TrainSettings
+from schemas.errors import InputError, OutputError, TamisError
+from schemas.fingerprint import config_hash
+
+if TYPE_CHECKING:
+    from models.training.data import DataForm
+    from models.training.session import TrainPlan
+    from models.training.shards import ShardListing
+
+WORK, PLAN, RECORD, SUCCESS = "_tamis", "_tamis/train.json", "train.json", "_SUCCESS"
+
+
+class TrainLMConfig(TrainSettings):
+    """Everything `tamis train lm` can be told; see docs/jobs/train-lm.md."""
+
+    data: str = Field(
+        description="Shards: a file, a folder, a glob, a finished tamis output; local or an fsspec URL."
+    )
+    model: str = Field(description="What to start from: smollm2, a model folder, or hf:ID.")
+    output: str = Field(description="Folder for the trained model, on this machine.")
+    allow_poisoned: bool = Field(
+        False, description="Train on a folder whose manifest says it was poisoned on purpose."
+    )
+    overwrite: bool = Field(False, description="Replace another run's model in the output folder.")
+    dry_run: bool = Field(False, description="Print the plan; write nothing.")
+    quiet: bool = Field(False, description="No progress lines.")
+    command: str = Field("", description="Command line for the model card; default: made from the settings.")
+
+    def settings(self) -> TrainSettings:
+        """The part that says how to train."""
+        return TrainSettings(**self.model_dump(include=set(TrainSettings.model_fields)))
+
+    def command_line(self) -> str:
+        """The command that does this."""
+        if self.command:
+            return self.command
+        words = ["tamis", "train", "lm", self.data]
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            skipped = name in {"data", "command", "quiet", "dry_run"} or value is None
+            if skipped or value == field.get_default(call_default_factory=True):
+                continue
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                words += [
+                    f"--{option}",
+                    orjson.dumps(value).decode() if isinstance(value, dict) else str(value),
+                ]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a run.
+
+    Attributes:
+        output: The folder.
+        plan: What was planned; None where nothing was left to do.
+        record: What `train.json` holds; None after a dry run.
+        resumed_from: Step the run went on from; 0 = it began anew.
+    """
+
+    output: Path
+    plan: TrainPlan | None
+    record: dict[str, Any] | None
+    resumed_from: int = 0
+
+
+def run(config: TrainLMConfig) -> TrainResult:
+    """Train, go on with a run that was killed, or find the work done.
+
+    Raises:
+        InputError: The data cannot be used.
+        ModelError: The model cannot be used.
+        OutputError: The output folder holds something else, or another process is training into it.
+    """
+    from models.training.loading import load_tokenizer, resolve_model
+    from models.training.session import Session, describe_plan
+    from models.training.shards import list_shards, shard_fingerprint
+    from transforms.shards.events import EventLog
+    from transforms.shards.files import Folder
+
+    say = _silent if config.quiet else _to_stderr
+    if "://" in config.output:
+        raise OutputError(
+            f"--output {config.output}: training writes to a local folder; copy the model up afterwards"
+        )
+    output = Path(config.output)
+    listing = list_shards(config.data, allow_poisoned=config.allow_poisoned)
+    form = find_form(config, listing)
+    base = resolve_model(config.model)
+    fingerprints = [shard_fingerprint(shard, listing.options) for shard in listing.shards]
+    settings = config.settings()
+    identity = config_hash(
+        {
+            "settings": settings.model_dump(exclude=COSMETIC),
+            "shards": fingerprints,
+            "form": form.describe(),
+            "base": base.revision,
+        }
+    )
+    events = EventLog(Folder(str(output)))
+    session = Session(
+        settings=settings,
+        listing=listing,
+        fingerprints=fingerprints,
+        form=form,
+        base=base,
+        tokenizer=load_tokenizer(base),
+        identity=identity,
+        command=config.command_line(),
+        say=say,
+        emit=lambda kind, fields: events.emit("train", event=kind, **fields),
+    )
+    if config.dry_run:
+        with tempfile.TemporaryDirectory(prefix="tamis-train-") as folder:
+            plan, batches = session.plan(Path(folder))
+            plan = session.estimate(plan, batches)
+            print("\n".join(describe_plan(plan, session)))
+        return TrainResult(output, plan, None)
+    done = check_output(output, identity, overwrite=config.overwrite)
+    if done is not None:
+        say(f"{output} holds this model already; nothing to do")
+        return TrainResult(output, None, done)
+    with _locked(output):
+        if (_read(output / PLAN) or {}).get("config_hash") != identity:
+            _clear(output)
+        _write(output / PLAN, {"config_hash": identity, "config": config.model_dump()})
+        events.emit("run", state="started", job="train-lm", config_hash=identity)
+        plan, record, resumed = session.train(output)
+        figures = {name: value for name, value in record["results"].items() if value is not None}
+        events.emit("run", state="finished", job="train-lm", **figures)
+    say(f"saved {record['kind']} in {output}")
+    return TrainResult(output, plan, record, resumed)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run from a bare command line: `DATA --model NAME --output DIR [--option value | --flag | --no-flag]`.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        run(parse(argv))
+    except TamisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: Sequence[str]) -> TrainLMConfig:
+    """Read a command line; options are the fields of `TrainLMConfig`, with dashes.
+
+    Raises:
+        TamisError: An option does not exist, lacks its value, or has a wrong one.
+    """
+    fields = TrainLMConfig.model_fields
+    values: dict[str, Any] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            if "data" in values:
+                raise TamisError(f"one DATA only, and '{word}' is another")
+            values["data"] = word
+            continue
+        name, given, value = word[2:].partition("=")
+        key = name.replace("-", "_")
+        negated = key.startswith("no_") and key not in fields
+        key = key[3:] if negated else key
+        if key not in fields:
+            known = ", ".join(f.replace("_", "-") for f in fields if f not in {"data", "command"})
+            raise TamisError(f"no option --{name}; there are {known}")
+        if "bool" in str(fields[key].annotation):
+            values[key] = value if given else not negated
+        elif given or rest:
+            values[key] = _value(name, value if given else rest.pop(0), "dict" in str(fields[key].annotation))
+        else:
+            raise TamisError(f"--{name} needs a value")
+    try:
+        return TrainLMConfig(command=shlex.join(["tamis", "train", "lm", *argv]), **values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+        option = "DATA" if where == "data" else f"--{where}"
+        raise TamisError(f"{option}: {first['msg']}") from error
+
+
+def find_form(settings: TrainSettings, listing: ShardListing) -> DataForm:
+    """The form the settings name, or the one the columns show.
+
+    Raises:
+        InputError: They name two forms, the columns show none, or a column is missing.
+    """
+    from models.prompts import load_prompt
+    from models.training.data import DataForm, detect_form
+    from models.training.shards import ShardReader
+
+    if settings.prompt:
+        load_prompt(settings.prompt, **settings.prompt_options)  # an unknown one is refused here
+    named = {
+        "text": settings.text_column,
+        "completion": settings.prompt_column or settings.completion_column or settings.prompt,
+        "messages": settings.messages_column,
+    }
+    kinds = [kind for kind, value in named.items() if value]
+    if len(kinds) > 1:
+        raise InputError(f"the columns given mean both {kinds[0]} and {kinds[1]}; name one form of data")
+    first = next(iter(ShardReader(listing, batch_rows=16)), None)
+    if first is None:
+        raise InputError(f"{listing.source} holds no rows")
+    names = first.schema.names
+    pair = ("source", "target") if {"source", "target"} <= set(names) else ("prompt", "completion")
+    form = DataForm(
+        kind=kinds[0] if kinds else detect_form(names),
+        text_column=settings.text_column or "text",
+        prompt_column=settings.prompt_column or pair[0],
+        completion_column=settings.completion_column or pair[1],
+        messages_column=settings.messages_column or "messages",
+        prompt=settings.prompt,
+        prompt_options=dict(settings.prompt_options),
+        parse_special=settings.parse_special,
+    )
+    missing = [c for c in form.columns if c not in names]
+    if missing:
+        raise InputError(
+            f"{listing.shards[0].name}: no column '{missing[0]}' (columns: {', '.join(names) or 'none'}); "
+            "pass --text-column, --prompt-column and --completion-column, or --messages-column"
+        )
+    return form
+
+
+def check_output(output: Path, identity: str, *, overwrite: bool) -> dict[str, Any] | None:
+    """Whether a run may write to a folder: None if so, the record of the finished run if it is this very one.
+
+    Raises:
+        OutputError: It holds something else.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if not output.is_dir():
+        raise OutputError(f"{output} is a file; pass a folder")
+    started = _read(output / PLAN)
+    if started is None:
+        if [p.name for p in output.iterdir()] == [WORK]:
+            return None  # killed before its plan was written
+        raise OutputError(f"{output} holds something else than a training run; choose another --output")
+    if started.get("config_hash") == identity:
+        return (_read(output / RECORD) or {}) if (output / SUCCESS).exists() else None
+    if not overwrite:
+        what = "a model" if (output / SUCCESS).exists() else "an unfinished run"
+        raise OutputError(
+            f"{output} holds {what} with other settings, data or base model; choose another --output or pass --overwrite"
+        )
+    return None
+
+
+def _clear(output: Path) -> None:
+    """Remove another run's model and leftovers; the caller holds the lock, which stays."""
+    for path in [*output.iterdir(), *(output / WORK).iterdir()]:
+        if path.name in {WORK, "lock"}:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keep a second process out of the folder. The lock dies with the process that holds it."""
+    from filelock import FileLock, Timeout
+
+    try:
+        (output / WORK).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the processes of one distributed run share the folder
+        yield
+        return
+    try:
+        with FileLock(output / WORK / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise OutputError(
+            f"another process is training into {output}; wait, or choose another --output"
+        ) from error
+
+
+def _value(name: str, text: str, is_mapping: bool) -> Any:
+    if not is_mapping:
+        return text
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise TamisError(f"--{name} takes a JSON object, such as '{{\"shots\": 1}}' ({error})") from error
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        record = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
+    temporary.replace(path)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

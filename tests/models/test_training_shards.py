@@ -1,0 +1,193 @@
+"""Reading of shards: what is read, what is refused, and going on at any row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.training.shards import ShardReader, format_of, list_shards, shard_fingerprint
+from schemas.errors import InputError
+
+ROWS = [{"text": f"row {i}", "n": i} for i in range(25)]
+
+
+def write_mixed(folder: Path) -> None:
+    """25 rows over four formats, in the order of the names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(ROWS[:10]), folder / "a.parquet", row_group_size=4)
+    with gzip.open(folder / "b.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in ROWS[10:15])
+    table = pa.Table.from_pylist(ROWS[15:20])
+    with pa.OSFile(str(folder / "c.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    with pa.OSFile(str(folder / "d.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(pa.Table.from_pylist(ROWS[20:]), max_chunksize=3)
+
+
+def write_output(folder: Path, *, success: bool = True, **manifest) -> None:
+    """What a tamis job leaves: data/, a manifest that names one of two files, and a sidecar."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "edits").mkdir()
+    for name in ("data/a.parquet", "data/stray.parquet", "edits/a.parquet"):
+        pq.write_table(pa.Table.from_pylist([{"text": name}]), folder / name)
+    record = {
+        "job": "detox",
+        "run_id": "r1",
+        "config_hash": "c1",
+        "shards": [{"path": "a.parquet"}],
+        **manifest,
+    }
+    (folder / "manifest.json").write_text(json.dumps(record))
+    if success:
+        (folder / "_SUCCESS").write_text("r1\n")
+
+
+def read_all(reader: ShardReader) -> list[dict]:
+    return [row for batch in reader for row in batch.to_pylist()]
+
+
+def test_every_format_is_read_in_order_of_names(tmp_path):
+    write_mixed(tmp_path)
+    (tmp_path / "notes.txt").write_text("no rows")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    listing = list_shards(str(tmp_path))
+    assert [s.name for s in listing.shards] == ["a.parquet", "b.jsonl.gz", "c.arrow", "d.arrow"]
+    assert read_all(ShardReader(listing, batch_rows=3)) == ROWS
+    assert read_all(ShardReader(listing, ["text"])) == [{"text": row["text"]} for row in ROWS]
+
+
+@given(stop=st.integers(0, 25), batch_rows=st.integers(1, 30))
+@settings(deadline=None, max_examples=40)
+def test_a_reader_goes_on_at_the_very_row(tmp_path_factory, stop, batch_rows):
+    folder = tmp_path_factory.mktemp("shards")
+    write_mixed(folder)
+    listing = list_shards(str(folder))
+    reader = ShardReader(listing, batch_rows=batch_rows)
+    rows = reader.rows()
+    first = [next(rows) for _ in range(stop)]
+    state = json.loads(json.dumps(reader.state_dict()))
+    again = ShardReader(listing, batch_rows=7)
+    again.load_state_dict(state)
+    assert first + list(again.rows()) == ROWS
+
+
+def test_a_state_of_other_shards_is_refused(tmp_path):
+    write_mixed(tmp_path / "one")
+    write_mixed(tmp_path / "two")
+    (tmp_path / "two" / "a.parquet").unlink()
+    state = ShardReader(list_shards(str(tmp_path / "one"))).state_dict()
+    with pytest.raises(InputError, match="shards are not those"):
+        ShardReader(list_shards(str(tmp_path / "two"))).load_state_dict(state)
+
+
+def test_of_a_tamis_output_only_what_the_manifest_names_is_read(tmp_path):
+    write_output(tmp_path / "out")
+    listing = list_shards(str(tmp_path / "out"))
+    assert read_all(ShardReader(listing)) == [{"text": "data/a.parquet"}]
+    assert listing.lineage == {"job": "detox", "run_id": "r1", "config_hash": "c1"}
+
+
+def test_an_unfinished_output_is_refused(tmp_path):
+    write_output(tmp_path / "out", success=False)
+    with pytest.raises(InputError, match="no _SUCCESS"):
+        list_shards(str(tmp_path / "out"))
+    (tmp_path / "begun" / "_tamis").mkdir(parents=True)
+    with pytest.raises(InputError, match="unfinished"):
+        list_shards(str(tmp_path / "begun"))
+
+
+def test_a_poisoned_output_is_refused_unless_told_otherwise(tmp_path):
+    write_output(tmp_path / "out", poisoned=True)
+    with pytest.raises(InputError, match="--allow-poisoned"):
+        list_shards(str(tmp_path / "out"))
+    listing = list_shards(str(tmp_path / "out"), allow_poisoned=True)
+    assert listing.lineage["poisoned"] is True
+
+
+def test_a_manifest_that_names_what_is_not_there_is_refused(tmp_path):
+    write_output(tmp_path / "out", shards=[{"path": "gone.parquet"}])
+    with pytest.raises(InputError, match=r"gone\.parquet"):
+        list_shards(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": "b"', "line 2: not JSON"),
+        (b'{"text": "a"}\n[1]\n', "line 2: not a JSON object"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_all(ShardReader(list_shards(str(tmp_path))))
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path):
+    write_mixed(tmp_path)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read"):
+        read_all(ShardReader(list_shards(str(tmp_path))))
+
+
+def test_a_missing_column_is_named_with_those_there_are(tmp_path):
+    write_mixed(tmp_path)
+    with pytest.raises(InputError, match=r"no column 'body' \(columns: text, n\)"):
+        read_all(ShardReader(list_shards(str(tmp_path)), ["body"]))
+
+
+def test_json_keys_may_be_left_out_where_they_are_null(tmp_path):
+    lines = [{"text": "a", "note": "x"}, {"text": "b"}, {"text": "c"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    reader = ShardReader(list_shards(str(tmp_path)), ["text", "note"], batch_rows=1)
+    assert [row["note"] for row in read_all(reader)] == ["x", None, None]
+
+
+def test_nothing_there_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no such input"):
+        list_shards(str(tmp_path / "nowhere"))
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="no Parquet, JSONL or Arrow"):
+        list_shards(str(tmp_path))
+
+
+def test_globs_and_other_filesystems_are_read(tmp_path):
+    write_mixed(tmp_path)
+    assert len(list_shards(f"{tmp_path}/*.arrow").shards) == 2
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/train-shards/x/a.jsonl", b'{"text": "in memory"}\n')
+    listing = list_shards("memory://train-shards")
+    assert listing.shards[0].name == "x/a.jsonl"
+    assert read_all(ShardReader(listing)) == [{"text": "in memory"}]
+
+
+def test_a_fingerprint_changes_with_the_bytes(tmp_path):
+    write_mixed(tmp_path)
+    before = [shard_fingerprint(s) for s in list_shards(str(tmp_path)).shards]
+    assert len(set(before)) == 4
+    (tmp_path / "c.arrow").write_bytes((tmp_path / "c.arrow").read_bytes() + b"x")
+    after = [shard_fingerprint(s) for s in list_shards(str(tmp_path)).shards]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        ("a.PARQUET", "parquet"),
+        ("x/a.json.zst", "jsonl"),
+        ("a.parquet.gz", None),
+        ("config.json", None),
+        ("a", None),
+    ],
+)
+def test_formats_are_told_by_name(name, format_):
+    assert format_of(name) == format_
