@@ -21,7 +21,7 @@ from transforms.shards.events import EventLog
 from transforms.shards.files import Folder
 from transforms.shards.finish import MANIFEST, SUCCESS
 from transforms.shards.formats import UnitLimits
-from transforms.shards.inputs import list_input
+from transforms.shards.inputs import InputListing, list_input
 from transforms.shards.plan import Plan, load_plan, make_plan, save_plan
 from transforms.shards.receipts import RECEIPTS, SHARDS, Receipt, read_receipts
 
@@ -89,7 +89,7 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
         at_least_tasks=max(4, 4 * settings.workers),
     )
     output = job.output()
-    _check_places(listing.root, output)
+    _check_places(listing, output)
     beam_args = runners.beam_arguments(settings.beam_args, settings.workers)
     runners.check_runner(beam_args, listing.root.url, output.url)
     _check_owner(output, job, overwrite=settings.overwrite)
@@ -155,15 +155,21 @@ def _execute(job: Job, args: Sequence[str]) -> tuple[str, str]:
     return "finished", ""
 
 
-def _check_places(source: Folder, output: Folder) -> None:
+def _check_places(listing: InputListing, output: Folder) -> None:
+    """Refuse an output that the next listing of the input would find, and an input the output would overwrite.
+
+    Raises:
+        OutputError: It is one of these.
+    """
+    source = listing.root
     if type(source.fs) is not type(output.fs):
         return
-    a, b = source.root.rstrip("/") + "/", output.root.rstrip("/") + "/"
-    if b.startswith(a):
+    root, place = source.root.rstrip("/") + "/", output.root.rstrip("/") + "/"
+    if listing.walked and place.startswith(root):
         raise OutputError(
             f"the output {output.url} lies inside the input {source.url}; choose another --output"
         )
-    if a.startswith(b):
+    if any((root + shard.name).startswith(place) for shard in listing.shards):
         raise OutputError(
             f"the input {source.url} lies inside the output {output.url}; choose another --output"
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ class InputListing:
         companions: Files copied unchanged (a `datasets` folder's own JSON).
         ignored: Number of files that are no shards.
         lineage: run id and config hash of the tamis output this is, if it is one.
+        walked: Whether all below the root was looked through, so that an output there would become input.
     """
 
     root: Folder
@@ -56,6 +57,7 @@ class InputListing:
     companions: tuple[str, ...] = ()
     ignored: int = 0
     lineage: dict[str, Any] | None = None
+    walked: bool = False
 
 
 def list_input(source: str, options: dict[str, Any] | None = None) -> InputListing:
@@ -96,7 +98,7 @@ def _find(source: str, options: dict[str, Any]) -> InputListing:
         return _listing(_root(parent, folder.url, options), [name], source)
     if folder.exists("_tamis/plan.json"):
         return _from_output(folder, source)
-    return _listing(folder, folder.find(), source)
+    return replace(_listing(folder, folder.find(), source), walked=True)
 
 
 def _root(parent: str, source: str, options: dict[str, Any]) -> Folder:
