@@ -190,12 +190,13 @@ def _read_signs(codes: CodeArray, folded: CodeArray, swapped: IntArray, t: Table
     if not len(where):
         return
     code, behind = codes[where], codes[where + 1]
-    before = (folded[where - 1] != SPACE) | (t.sign[codes[where - 1]] > 0)
-    after = (folded[where + 1] != SPACE) | (t.sign[behind] > 0)
-    hissed = np.isin(t.plain[behind], [ord("s")]) | (behind == ord("$"))
+    dollar, at = ord("$"), ord("@")
+    before = (folded[where - 1] != SPACE) | np.isin(codes[where - 1], (dollar, at))
+    after = (folded[where + 1] != SPACE) | (behind == dollar)
+    hissed = (t.plain[behind] == ord("s")) | (behind == dollar)
     # A leading @ is a handle (`@idiot`) unless an s follows (`@ss`); a trailing ! or | is punctuation.
-    letter = np.where(code == ord("$"), before | after, before & after)
-    letter |= (code == ord("@")) & (before | hissed)
+    letter = np.where(code == dollar, before | after, before & after)
+    letter |= (code == at) & (before | hissed)
     folded[where[letter]] = t.sign[code[letter]]
 
 

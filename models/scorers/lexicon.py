@@ -120,15 +120,17 @@ class LexiconScorer:
         self, text: str, index: int
     ) -> Iterator[tuple[IntArray, IntArray, IntArray, IntArray]]:
         """Search a very long text piece by piece: each reaches a longest term beyond its end, and drops what starts there."""
-        begin = 0
+        begin = reach = 0
         while begin < len(text):
             end = begin + _PIECE_CHARACTERS
             if end < len(text):
                 blank = max(text.rfind(c, begin + _PIECE_CHARACTERS // 2, end) for c in " \n")
                 end = blank + 1 if blank >= 0 else end
             doc, start, stop, term = self._search_batch([text[begin : end + 2 * _LONGEST_TERM]])
-            mine = start < end - begin
+            # What starts behind this piece is the next one's; what the last one found is not found again in part.
+            mine = (start < end - begin) & (start >= reach - begin)
             if mine.any():
+                reach = begin + int(stop[mine].max())
                 yield doc[mine] + index, start[mine] + begin, stop[mine] + begin, term[mine]
             begin = end
 
@@ -331,7 +333,7 @@ def describe(path: Path | None) -> ModelInfo:
         source=str(path) if path else "tamis",
         licence="" if path else "Apache-2.0",
         training_data="" if path else "none (a word list)",
-        extra={"labels": ["toxicity"]},
+        extra={"labels": ["toxicity"], "terms": len(read_list(file))},
     )
 
 
