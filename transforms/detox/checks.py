@@ -24,7 +24,7 @@ _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
 _MENTION = re.compile(r"(?<![\w@.])@\w+")
 _NEGATOR = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|nowhere|neither|nor|without|cannot|hardly"
-    r"|(?:ai|are|ca|could|did|does|do|had|has|have|is|might|must|need|ought|should|was|were|wo|would)n['’]?t"
+    r"|(?:ai|are|ca|could|did|does|do|had|has|have|is|might|must|need|ought|should|was|were|wo|would)n\s?['’]?t"
     r"|nicht|kein(?:e[mnrs]?)?|niemals|nie|ohne|ne|jamais|sans|nunca|sin|jamás|non|mai|senza|não|sem)\b",
     re.IGNORECASE,
 )

@@ -35,6 +35,11 @@ FloatArray = npt.NDArray[np.float32]
 _EDIT_CONDITIONS = frozenset(
     {"toxicity", "improvement", "similarity", "numbers", "names", "urls", "negation"}
 )
+# Candidates from which nothing is taken over: they are no rewriting of the source.
+_UNFIT = frozenset({"unparsed", "empty", "copy", "too_far", "refusal", "meta", "language"})
+# Where everything is flagged (gate "none"), some units score as harmless. A candidate may still improve them; but
+# nothing is cut out of, or dropped for, a text in which the scorer sees nothing wrong: it is kept, and said so.
+_HARMLESS_RUNGS = frozenset({"candidate", "flag"})
 _REDACTION_CONDITIONS = frozenset({"toxicity", "improvement"})
 
 
@@ -105,6 +110,10 @@ class Unit:
     candidates: list[Scored] = field(default_factory=list)
     rung: int = 0
     outcome: Outcome | None = None
+
+    def toxic(self, limit: float) -> bool:
+        """Whether the scorer itself finds the source toxic (or was never asked)."""
+        return self.labels is None or self.source.toxicity >= limit
 
 
 @dataclass(frozen=True)
@@ -194,8 +203,9 @@ def descend(units: Sequence[Unit], documents: dict[int, Document], judge: Judge)
     """
     for index, name in enumerate(judge.options.ladder):
         waiting = [u for u in units if u.outcome is None and u.rung == index]
-        if waiting:
-            _RUNGS[name](waiting, units, documents, judge)
+        able = [u for u in waiting if name in _HARMLESS_RUNGS or u.toxic(judge.options.toxicity_limit)]
+        if able:
+            _RUNGS[name](able, units, documents, judge)
         for unit in waiting:
             unit.rung = index + 1
     for unit in units:
@@ -217,7 +227,7 @@ def _span_edit(
 ) -> None:
     made: list[tuple[Unit, str]] = []
     for unit in waiting:
-        best = [c.text for c in unit.candidates if c.labels is not None and "copy" not in c.reasons]
+        best = [c.text for c in unit.candidates if _UNFIT.isdisjoint(c.reasons)]
         edits = minimal_edits(unit.source.text, unit.source.spans, best[: judge.options.span_edit_candidates])
         made.extend((unit, text) for text in edits)
     scored = judge.measure([u.source for u, _ in made], [t for _, t in made], only=_EDIT_CONDITIONS)

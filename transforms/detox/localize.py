@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from models.protocols import ToxicityScorer
 from schemas import flight
 from schemas.edits import SPAN_TYPE
 from transforms.detox.gate import label_columns
+from transforms.detox.language import function_words
 from transforms.requests import score_cached
 from transforms.shards.cache import RequestCache
 
@@ -51,10 +52,10 @@ class Localizer(Protocol):
 
 
 class WordFinder(Protocol):
-    """What a lexicon offers besides scores."""
+    """What a lexicon offers besides scores (`models.scorers.lexicon.LexiconScorer`)."""
 
-    def find(self, text: str) -> Sequence[tuple[int, int]]:
-        """Character offsets of the lexicon's words in the text."""
+    def find_all(self, texts: Sequence[str]) -> Sequence[Sequence[Sequence[Any]]]:
+        """For each text the places of the lexicon's words: (start, end, ...)."""
         ...
 
 
@@ -149,8 +150,8 @@ class LexiconLocalizer:
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """For each text the lexicon's hits."""
         return [
-            unite([Span(hit[0], hit[1], 1.0, self.source) for hit in self.lexicon.find(text)])
-            for text in texts
+            unite([Span(hit[0], hit[1], 1.0, self.source) for hit in hits])
+            for hits in self.lexicon.find_all(texts)
         ]
 
 
@@ -175,7 +176,7 @@ class OcclusionLocalizer:
 
     scorer: ToxicityScorer
     labels: tuple[str, ...] = ()
-    min_drop: float = 0.2
+    min_drop: float = 0.5
     residual: float = 0.5
     window_words: int = 8
     long_words: int = 40
@@ -237,7 +238,9 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.words = [m.span() for m in _WORD.finditer(self.text)]
-        self.scope = list(range(len(self.words)))
+        # Function words carry no toxicity of their own; where they seem to, it is a quirk of the classifier.
+        dull = function_words("en")
+        self.scope = [i for i, (a, b) in enumerate(self.words) if self.text[a:b].casefold() not in dull]
 
     def without(self, group: set[int]) -> str:
         """The text without a group of words, nor those already found hot."""

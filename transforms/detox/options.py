@@ -67,7 +67,8 @@ class GateOptions(_Options):
     gate: Literal["cascade", "all", "none"] = Field(
         default="cascade",
         description="cascade: only what a cheap stage lets pass reaches the classifier; all: the classifier "
-        "scores every segment; none: every segment is scored and flagged, whatever the score (as HSPD assumes).",
+        "scores every segment; none: every segment is scored and flagged, whatever the score (as HSPD assumes; "
+        "one that scores below tau is rewritten where a candidate scores lower still, and else kept and flagged).",
     )
     tau: Probability = Field(default=0.5, description="A segment is toxic where its score is at least this.")
     labels: tuple[str, ...] = Field(
@@ -75,7 +76,8 @@ class GateOptions(_Options):
         description="The score is the maximum over these labels of the classifier; empty = its first label.",
     )
     lexicon_pass: Probability = Field(
-        default=0.5, description="Lexicon score from which a segment reaches the classifier."
+        default=0.1,
+        description="Lexicon score from which a segment reaches the classifier; the default is any listed word.",
     )
     linear_pass: Probability = Field(
         default=0.05, description="Score of the linear stage from which a segment reaches the classifier."
@@ -89,7 +91,7 @@ class LocalizeOptions(_Options):
         default=("lexicon", "occlusion"), description="Localisers whose spans are united."
     )
     min_drop: Probability = Field(
-        default=0.2,
+        default=0.5,
         description="Occlusion: share of the segment's toxicity a word must carry (the relative fall of the "
         "score when the word is left out) to be a span.",
     )
@@ -171,8 +173,9 @@ class AcceptOptions(_Options):
         description="A replacement must score below this. Empty = the gate's tau, so that a second run over the "
         "output finds nothing more to do.",
     )
+    # Of 1,500 human rewrites of ParaDetox 6 % lie below 0.45 (MiniLM), of as many mismatched pairs 99.9 % do.
     min_similarity: float = Field(
-        default=0.5, ge=-1, le=1, description="Least cosine similarity of the replacement to its source."
+        default=0.45, ge=-1, le=1, description="Least cosine similarity of the replacement to its source."
     )
     fusion_lambda: Probability = Field(
         default=0.5, description="Rank by (1-lambda) * similarity - lambda * toxicity: 1 = toxicity only."

@@ -60,6 +60,9 @@ class WordLexicon(WordScorer):
     def find(self, text: str) -> list[tuple[int, int]]:
         return [m.span() for m in re.finditer(r"\w+", text) if m.group().lower() in self.weights]
 
+    def find_all(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        return [self.find(t) for t in texts]
+
 
 class BagEncoder:
     """Embeds a text as the normalised counts of its words, hashed to 256 dimensions."""

@@ -189,6 +189,15 @@ def test_a_document_is_dropped_only_where_nothing_would_remain():
     assert texts_of(batch) == texts[:1] and [e["action"] for e in edits_of(batch)] == ["flag", "flag"]
 
 
+def test_nothing_is_cut_from_a_text_that_scores_as_harmless():
+    scorer = WordScorer({"damn": 0.3, "darn": 0.1})
+    gate = GateOptions(gate="none")
+    batch, counts = detoxed(["A damn good thing"], model=False, scorer=scorer, gate=gate)
+    assert texts_of(batch) == ["A damn good thing"] and counts["accept.flag"] == 1
+    batch, _ = detoxed(["A damn good thing"], model=Says("A darn good thing"), scorer=scorer, gate=gate)
+    assert texts_of(batch) == ["A darn good thing"]
+
+
 def test_dropping_a_document_undoes_what_else_was_changed_in_it():
     text = "What a stupid rule. You idiot! Bye."
     batch, _ = detoxed([text], model=Says("What an unwise rule."), options=only("candidate", "drop_document"))
