@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import apache_beam as beam
@@ -160,6 +160,7 @@ def list_tasks(job: Job) -> Iterator[ReadTask]:
     """Read tasks of the units that have no good receipt."""
     output = job.output()
     plan = _plan(output)
+    check_dead(unreadable(plan), job.max_dead, job.output_url)
     done = set(read_receipts(output, plan, job.config_hash))
     yield from plan.tasks(done, job.at_least_tasks)
 
@@ -318,6 +319,11 @@ class _CommitDoFn(beam.DoFn):
         yield receipt.shard, receipt.dumps()
 
 
+def unreadable(plan: Plan) -> int:
+    """Number of shards of which nothing can be read; each is one dead entry."""
+    return sum(s.error is not None for s in plan.shards)
+
+
 def check_dead(dead: int, limit: int | None, output: str) -> None:
     """Stop the run when more rows died than the user allows.
 
@@ -421,7 +427,7 @@ def finish_job(entries: list[dict[str, Any]], job: Job) -> dict[str, Any]:
     output = job.output()
     plan = _plan(output)
     receipts = read_receipts(output, plan, job.config_hash)
-    check_dead(sum(r.dead for r in receipts.values()), job.max_dead, job.output_url)
+    check_dead(sum(r.dead for r in receipts.values()) + unreadable(plan), job.max_dead, job.output_url)
     hook = None
     if job.on_finish:
         module, _, function = job.on_finish.partition(":")
@@ -433,6 +439,7 @@ def finish_job(entries: list[dict[str, Any]], job: Job) -> dict[str, Any]:
         "models": [dict(m) for m in job.models],
         "seed": job.seed,
         "lineage": dict(job.lineage) if job.lineage else None,
+        "assemble": asdict(job.assemble),
     }
     return finish_output(job.source(), output, plan, entries, list(receipts.values()), facts, hook)
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ import orjson
 from transforms.shards.assemble import remove_stale
 from transforms.shards.events import EventLog, read_events
 from transforms.shards.files import Folder, copy_file
+from transforms.shards.formats import AssembleOptions
 from transforms.shards.plan import Plan
 from transforms.shards.receipts import Receipt, total
 
@@ -72,6 +74,21 @@ def finish_output(
     output.write(SUCCESS, str(manifest["run_id"]).encode() + b"\n")
     events.emit("run", state="finished", **manifest["totals"])
     return manifest
+
+
+def is_finished(output: Folder, plan: Plan, config_hash: str, options: AssembleOptions) -> bool:
+    """Whether an output is already whole, and what a run of this plan and configuration would make."""
+    if not (output.exists(SUCCESS) and output.exists(MANIFEST)):
+        return False
+    manifest = orjson.loads(output.read(MANIFEST))
+    made = {s["path"]: s.get("source_fingerprint") for s in manifest["shards"]}
+    named = {s["path"] for s in manifest["shards"] if not s.get("error")} | set(manifest["companions"])
+    return (
+        manifest["config_hash"] == config_hash
+        and manifest.get("assemble") == asdict(options)
+        and made == {s.name: s.fingerprint for s in plan.shards}
+        and {f"data/{name}" for name in named} <= set(output.find("data"))
+    )
 
 
 def build_manifest(
