@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -82,8 +82,9 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     with _one_line(f"The model in {folder} cannot be loaded"):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = auto.from_pretrained(
             str(folder),
             dtype=dtype,
             local_files_only=True,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from models.lm.chat import encode_chat
 from models.lm.decoder import CausalDecoder, Decoder, Lockstep, SharedPrefixDecoder
 from models.lm.folder import describe_folder
+from models.lm.limits import check_sampling
 from models.lm.loading import load_model, load_tokenizer, pick_device, pick_dtype
 from models.lm.prepare import Prepared, prepare
-from models.lm.sampling import Drawn, Hook, Job, check_sampling, job_rows, sample
+from models.lm.sampling import Drawn, Hook, Job, job_rows, sample
 from models.lm.stops import StopWatch
 from models.lm.teacher import token_logprobs
 from models.protocols import Candidate, FloatArray, Generation, GenerationRequest, ModelInfo, Sampling
@@ -121,6 +123,7 @@ class LocalLanguageModel:
         *,
         hook: Hook | None = None,
         beside: Sequence[Decoder] = (),
+        decoder: Decoder | None = None,
     ) -> list[Generation]:
         """Sample candidates for every request (see `LanguageModel.generate`).
 
@@ -133,6 +136,7 @@ class LocalLanguageModel:
             hook: Edits the scores of every step, after the repetition penalty and before the temperature.
             beside: Decoders of other models with this tokenizer, run in lockstep; the hook sees their logits as
                 further sides.
+            decoder: Runs in place of the model's own (and of `beside`), with sides of its own making.
 
         Returns:
             One generation per request, in order.
@@ -157,14 +161,16 @@ class LocalLanguageModel:
             else:
                 prompts[index] = ids
         order = list(prompts)
-        if not self._own_decoder.joins:
+        if decoder is None:
+            decoder = Lockstep([self._own_decoder, *beside]) if beside else self._own_decoder
+        if not decoder.joins:
             order.sort(
                 key=lambda index: len(prompts[index])
             )  # neighbours of one length need the least padding
         jobs = [(index, requests[index], prompts[index]) for index in order]
         with self._lock:
             torch.set_num_threads(self.threads)  # per thread in some builds of torch
-            self._decode(jobs, sampling, finish, hook, beside)
+            self._decode(jobs, sampling, finish, hook, decoder)
         return [generation for generation in results if generation is not None]
 
     def decoder(self) -> Decoder:
@@ -173,6 +179,13 @@ class LocalLanguageModel:
             return SharedPrefixDecoder(self.model, self.vocabulary)
         pad = self.tokenizer.pad_token_id
         return CausalDecoder(self.model, self.vocabulary, 0 if pad is None else pad)
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Within the context, no other thread runs this model; for a caller that runs its forward pass itself."""
+        with self._lock, torch.inference_mode():
+            torch.set_num_threads(self.threads)
+            yield
 
     def score_tokens(self, texts: Sequence[str]) -> list[tuple[list[tuple[int, int]], FloatArray]]:
         """Teacher forcing: each text's token offsets and log-probabilities (see `LanguageModel.score_tokens`).
@@ -226,10 +239,9 @@ class LocalLanguageModel:
         sampling: Sampling,
         finish: Callable[[int, Generation], None],
         hook: Hook | None,
-        beside: Sequence[Decoder],
+        decoder: Decoder,
     ) -> None:
         """Decode (index, request, prompt) triples; where an accelerator's memory does not suffice, in smaller batches."""
-        decoder = Lockstep([self._own_decoder, *beside]) if beside else self._own_decoder
         batch_rows = self.batch_rows
         while requests:
             watches = [StopWatch(self.tokenizer, request.stop) for _, request, _ in requests]

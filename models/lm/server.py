@@ -1,0 +1,476 @@
+"""A language model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, or a hosted one."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import math
+import os
+import queue
+import random
+import re
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+import stamina
+
+from models.lm.dialects import DIALECTS, OWNERS, Choice, Dialect, GarbledReplyError, read_reply, write_body
+from models.lm.limits import check_sampling
+from models.protocols import Candidate, FloatArray, Generation, GenerationRequest, ModelInfo, Sampling
+from schemas.errors import FatalStepError, ModelError
+from schemas.fingerprint import derive_seed
+
+# Each retry is logged under `stamina`; who configures logging sees them, nobody else's terminal is filled with them.
+logging.getLogger("stamina").addHandler(logging.NullHandler())
+
+KEY_VARIABLES = ("TAMIS_API_KEY", "OPENAI_API_KEY")
+REACH_TIMEOUT = 5.0  # seconds to answer the question which models there are
+DEFAULT_CONTEXT = 4096  # where the server does not say
+LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks for more is as good as gone
+# So many requests failing one after another because nothing answers is no row's fault: the run stops, resumable.
+GONE_AFTER = 20
+# Pieces of text, with a bound from above on the tokens each takes: see `count_tokens`.
+_PIECES = re.compile(r"[A-Za-z]+|\s+|[^\x00-\x7F]|.", re.DOTALL)
+
+
+class _RetryableError(Exception):
+    """A failure that asking again may mend.
+
+    Attributes:
+        wait: Seconds the server asked to wait, if it did.
+        unreachable: Nothing answered at all.
+    """
+
+    def __init__(self, message: str, wait: float | None = None, unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.wait, self.unreachable = wait, unreachable
+
+
+class _RefusedError(Exception):
+    """A request the server understood and refused; asking again would not help."""
+
+
+class ServerLanguageModel:
+    """A `LanguageModel` behind an OpenAI-compatible chat server.
+
+    Each temperature of a request is one call, for `per_temperature` answers (several where the server gives fewer).
+    Calls are asynchronous, at most `concurrency` at once over all threads that use this object, and are tried again
+    with growing, jittered pauses on 429 (as long as the server asks to wait), 5xx, timeouts, broken connections and
+    replies that are no chat completion. What fails for good is an error of its request alone.
+
+    Args:
+        base_url: Up to and including `/v1`.
+        model: The server's id of the model.
+        name: What to call it in records; by default `openai:<base_url>#<model>`.
+        api_key: By default `$TAMIS_API_KEY`, or else `$OPENAI_API_KEY`.
+        dialect: `vllm`, `sglang`, `llama.cpp`, `openai`, `basic`, or `auto`: by what the server says of its models.
+        prefill: `continue` sends the prefill as the beginning of the assistant's turn, `none` leaves it out (the
+            model must write it itself), `auto` continues where the dialect can.
+        concurrency: Calls under way at once.
+        timeout: Seconds until an answer must be there.
+        attempts: Tries of each call.
+        wait_initial: Seconds before the first repetition; doubled each time.
+        wait_max: Longest pause.
+        context_limit: Tokens of prompt and answer together, where the server does not say.
+
+    Attributes:
+        info: What the manifest records; the revision is the server's model id.
+        context_limit: Tokens of prompt and continuation together, as far as known.
+
+    Raises:
+        ModelError: The server does not answer, refuses the key, or has no such model; or an option means nothing.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        name: str = "",
+        api_key: str | None = None,
+        dialect: str = "auto",
+        prefill: str = "auto",
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        attempts: int = 6,
+        wait_initial: float = 0.5,
+        wait_max: float = 30.0,
+        context_limit: int | None = None,
+    ) -> None:
+        if concurrency < 1 or attempts < 1 or timeout <= 0:
+            raise ModelError("concurrency and attempts must be 1 or more, timeout above 0")
+        card = _reach(base_url, model, api_key)
+        self.base_url, self.model = base_url.rstrip("/"), model
+        self.info = _describe(base_url, card, name, dialect, prefill)
+        self.context_limit = int(context_limit or card.get("max_model_len") or DEFAULT_CONTEXT)
+        self.concurrency, self.timeout, self.attempts = concurrency, timeout, attempts
+        self.wait_initial, self.wait_max = wait_initial, wait_max
+        self._dialect: Dialect = DIALECTS[self.info.extra["dialect"]]
+        self._prefilled = self.info.extra["prefill"] == "continue"
+        self._headers = _headers(api_key)
+        self._loop = _BackgroundLoop()
+        self._open: tuple[asyncio.AbstractEventLoop, httpx.AsyncClient, asyncio.Semaphore] | None = None
+        self._unanswered = 0
+
+    @staticmethod
+    def describe(
+        base_url: str,
+        model: str,
+        *,
+        name: str = "",
+        api_key: str | None = None,
+        dialect: str = "auto",
+        prefill: str = "auto",
+        **_options: object,
+    ) -> ModelInfo:
+        """What this model would be; asks the server for its models, within 5 seconds.
+
+        Raises:
+            ModelError: As the constructor.
+        """
+        return _describe(base_url, _reach(base_url, model, api_key), name, dialect, prefill)
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of `text`, estimated from above for the tokenizers in use: twice too many for English."""
+        count = 0
+        for piece in _PIECES.findall(text):
+            if piece.isascii() and piece.isalpha():
+                count += math.ceil(len(piece) / 3)
+            elif piece.isspace():
+                count += math.ceil((len(piece) - 1) / 4) + ("\n" in piece)
+            else:
+                count += len(piece.encode("utf-8", "surrogatepass"))
+        return count
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        on_done: Callable[[int, Generation], None] | None = None,
+    ) -> list[Generation]:
+        """Sample candidates for every request (see `LanguageModel.generate`).
+
+        Args:
+            requests: Any number of prompts.
+            sampling: Shared by all of them. The server may know neither top-k nor a repetition penalty.
+            on_done: Called with (index, generation) in the calling thread, in the order the requests are finished.
+
+        Returns:
+            One generation per request, in order. A candidate's seed is the one its call was sent with.
+
+        Raises:
+            ModelError: Settings that mean nothing.
+            FatalStepError: The server has gone: many requests in a row got no answer at all.
+        """
+        check_sampling(sampling)
+        results: list[Generation | None] = [None] * len(requests)
+        finished: queue.SimpleQueue[tuple[int, Generation | BaseException]] = queue.SimpleQueue()
+
+        def ended(
+            future: Any,
+        ) -> None:  # closed from another thread, or a mistake of ours: do not wait for ever
+            if future.cancelled() or future.exception() is not None:
+                finished.put(
+                    (-1, future.exception() if not future.cancelled() else ModelError("closed while in use"))
+                )
+
+        job = self._loop.submit(self._answer_all(requests, sampling, finished))
+        job.add_done_callback(ended)
+        try:
+            for _ in requests:
+                index, generation = finished.get()
+                if isinstance(generation, BaseException):
+                    raise generation
+                results[index] = generation
+                if on_done is not None:
+                    on_done(index, generation)
+        finally:
+            job.cancel()  # nothing, where all is done; stops the rest where a callback or a call raised
+        return [generation for generation in results if generation is not None]
+
+    def score_tokens(self, texts: Sequence[str]) -> list[tuple[list[tuple[int, int]], FloatArray]]:
+        """Not possible: chat servers do not score given text.
+
+        Raises:
+            ModelError: Always.
+        """
+        raise ModelError(
+            f"{self.info.name} cannot score tokens; use a model in this process (smollm2, hf:<folder>)"
+        )
+
+    def close(self) -> None:
+        """Close connections and the background thread; the object can be used again."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            self._loop.submit(opened[1].aclose()).result()
+        self._loop.stop()
+
+    async def _answer_all(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        finished: queue.SimpleQueue[tuple[int, Generation | BaseException]],
+    ) -> None:
+        async def answer(index: int) -> None:
+            try:
+                finished.put((index, await self._answer(requests[index], sampling)))
+            except Exception as error:  # carried over to the calling thread, which raises it
+                finished.put((index, error))
+
+        # A task group: where this is cancelled, so are they.
+        async with asyncio.TaskGroup() as group:
+            for index in range(len(requests)):
+                group.create_task(answer(index))
+
+    async def _answer(self, request: GenerationRequest, sampling: Sampling) -> Generation:
+        """All temperatures of a request; where one fails for good, so does the request."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._one_temperature(request, sampling, float(temperature)))
+                    for temperature in sampling.temperatures
+                ]
+        except ExceptionGroup as errors:
+            return self._failed(errors)
+        self._unanswered = 0
+        groups = [task.result() for task in tasks]
+        candidates = tuple(candidate for group, _ in groups for candidate in group)
+        return Generation(candidates, max(tokens for _, tokens in groups))
+
+    def _failed(self, errors: ExceptionGroup) -> Generation:
+        _, others = errors.split((_RetryableError, _RefusedError))
+        if others is not None:
+            raise others.exceptions[0]  # a mistake of ours
+        first = errors.exceptions[0]
+        unreachable = isinstance(first, _RetryableError) and first.unreachable
+        self._unanswered = self._unanswered + 1 if unreachable else 0
+        if self._unanswered >= GONE_AFTER:
+            raise FatalStepError(
+                f"The server at {_without_secrets(self.base_url)} no longer answers ({first}); "
+                "start it again and run the same command"
+            )
+        return Generation((), 0, str(first))
+
+    async def _one_temperature(
+        self, request: GenerationRequest, sampling: Sampling, temperature: float
+    ) -> tuple[list[Candidate], int]:
+        """The candidates of one temperature, and the prompt's tokens."""
+        candidates: list[Candidate] = []
+        prompt_tokens = 0
+        while len(candidates) < sampling.per_temperature:  # some servers ignore `n` and answer once
+            wanted = sampling.per_temperature - len(candidates)
+            seed = derive_seed(request.seed, str(temperature), len(candidates)) & 0x7FFFFFFF
+            body = write_body(
+                self.model, request, sampling, temperature, wanted, seed, self._dialect, self._prefilled
+            )
+            choices, prompt_tokens = await self._call(body, request)
+            candidates += [
+                Candidate(choice.text, temperature, len(candidates) + n, seed, choice.tokens, choice.finish)
+                for n, choice in enumerate(choices[:wanted])
+            ]
+        return candidates, prompt_tokens
+
+    async def _call(self, body: dict[str, Any], request: GenerationRequest) -> tuple[list[Choice], int]:
+        """One call, tried again where that may help."""
+        client, slots = self._connection()
+        async for attempt in stamina.retry_context(
+            on=_pause,
+            attempts=self.attempts,
+            timeout=None,
+            wait_initial=self.wait_initial,
+            wait_max=self.wait_max,
+            wait_jitter=self.wait_initial,
+        ):
+            with attempt:
+                async with slots:  # given back while waiting
+                    return _read(await _post(client, body, self.timeout), request, self._prefilled)
+        raise AssertionError("unreachable")
+
+    def _connection(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
+        """The client and the slots of the running loop, which is another one after a fork."""
+        loop = asyncio.get_running_loop()
+        if self._open is None or self._open[0] is not loop:
+            client = httpx.AsyncClient(
+                base_url=self.base_url + "/",
+                headers=self._headers,
+                timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout), pool=None),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.concurrency),
+                trust_env=not _is_local(self.base_url),
+            )
+            self._open = (loop, client, asyncio.Semaphore(self.concurrency))
+        return self._open[1], self._open[2]
+
+
+class _BackgroundLoop:
+    """An event loop in a thread of its own, begun when first needed (and again after a fork)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._process = 0
+
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine there; returns its concurrent future."""
+        with self._lock:
+            if self._loop is None or self._process != os.getpid():
+                self._process, self._loop = os.getpid(), asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=self._loop.run_forever, name="tamis-server-lm", daemon=True
+                )
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def stop(self) -> None:
+        """End the thread."""
+        with self._lock:
+            if self._loop is not None and self._thread is not None and self._process == os.getpid():
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+                self._loop.close()
+            self._loop = self._thread = None
+
+
+async def _post(client: httpx.AsyncClient, body: dict[str, Any], timeout: float) -> httpx.Response:
+    """Post one chat completion; every failure as one of our two errors."""
+    try:
+        # httpx's own timeout is between bytes; ours is until the whole answer is there.
+        async with asyncio.timeout(timeout):
+            response = await client.post("chat/completions", json=body)
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise _RetryableError(f"no answer within {timeout:g} s", unreachable=True) from error
+    except httpx.TransportError as error:
+        # The server hung up or was never there; a reply cut short comes here too.
+        gone = not isinstance(error, httpx.ReadError | httpx.RemoteProtocolError)
+        raise _RetryableError(f"connection failed ({_line(error)})", unreachable=gone) from error
+    if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
+        raise _RetryableError(f"HTTP {response.status_code}: {_said(response)}", _retry_after(response))
+    if response.status_code != httpx.codes.OK:
+        raise _RefusedError(f"HTTP {response.status_code}: {_said(response)}")
+    return response
+
+
+def _read(response: httpx.Response, request: GenerationRequest, prefilled: bool) -> tuple[list[Choice], int]:
+    """Read a reply's JSON; garbage is worth another try."""
+    try:
+        return read_reply(response.json(), request, prefilled)
+    except (ValueError, GarbledReplyError) as error:
+        raise _RetryableError(f"the reply is garbled: {_line(error)}") from error
+
+
+def _pause(error: Exception) -> bool | float:
+    """Whether to try again; a number is how long to wait before that."""
+    if not isinstance(error, _RetryableError):
+        return False
+    if error.wait is None:
+        return True
+    return error.wait + random.uniform(0, 0.1 + 0.1 * error.wait)  # not all waiting calls at the same moment
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds the server asks to wait, where it names seconds (a date is not worth its clock's error)."""
+    try:
+        wait = float(response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return min(wait, LONGEST_RETRY_AFTER) if wait >= 0 else None
+
+
+def _reach(base_url: str, model: str, api_key: str | None) -> dict[str, Any]:
+    """The server's card of a model.
+
+    Raises:
+        ModelError: In one line, what is wrong and what to do.
+    """
+    shown = _without_secrets(base_url)
+    try:
+        response = httpx.get(
+            base_url.rstrip("/") + "/models",
+            headers=_headers(api_key),
+            timeout=REACH_TIMEOUT,
+            trust_env=not _is_local(base_url),
+        )
+    except httpx.InvalidURL as error:
+        raise ModelError(f"'{shown}' is no address ({error}); e.g. http://localhost:8000/v1") from error
+    except (httpx.HTTPError, OSError) as error:
+        raise ModelError(
+            f"No server answers at {shown} ({_line(error)}); start it, or check the address"
+        ) from error
+    status = response.status_code
+    if status in (401, 403):
+        raise ModelError(f"The server at {shown} refuses the key (HTTP {status}); set {KEY_VARIABLES[0]}")
+    if status == httpx.codes.NOT_FOUND:
+        raise ModelError(f"{shown} answers, but lists no models (HTTP 404); does the address end in /v1?")
+    if status == httpx.codes.SERVICE_UNAVAILABLE:
+        raise ModelError(
+            f"The server at {shown} is not ready yet (HTTP 503); try again once its model is loaded"
+        )
+    try:
+        cards = [card for card in response.json()["data"] if isinstance(card, dict)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{shown} answers (HTTP {status}), but not as an OpenAI-compatible server does"
+        ) from error
+    for card in cards:
+        if card.get("id") == model:
+            return card
+    served = ", ".join(sorted(str(card.get("id")) for card in cards)[:8]) or "none"
+    raise ModelError(f"The server at {shown} has no model '{model}'; it serves {served}")
+
+
+def _describe(base_url: str, card: dict[str, Any], name: str, dialect: str, prefill: str) -> ModelInfo:
+    if dialect == "auto":
+        dialect = OWNERS.get(str(card.get("owned_by", "")).lower(), "basic")
+    if dialect not in DIALECTS:
+        raise ModelError(f"dialect '{dialect}' is not known; use auto, {', '.join(DIALECTS)}")
+    if prefill not in ("auto", "continue", "none"):
+        raise ModelError(f"prefill '{prefill}' is not known; use auto, continue or none")
+    if prefill == "auto":
+        prefill = "continue" if DIALECTS[dialect].continues else "none"
+    shown = _without_secrets(base_url.rstrip("/"))
+    return ModelInfo(
+        name=name or f"openai:{shown}#{card['id']}",
+        kind="lm",
+        revision=str(card["id"]),
+        source=shown,
+        extra={"dialect": dialect, "prefill": prefill, "decoding": f"{dialect}/{prefill}"},
+    )
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    key = api_key or next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _is_local(url: str) -> bool:
+    """Whether an address is this machine's own, which no proxy should be asked for."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _without_secrets(url: str) -> str:
+    """An address without the user and password it may hold: it stands in records and messages."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
+def _said(response: httpx.Response) -> str:
+    """What a refusal says, in one short line."""
+    try:
+        body = response.json()
+        error = body.get("error", body) if isinstance(body, dict) else body
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    except ValueError:
+        text = response.text
+    return " ".join(text.split())[:200] or response.reason_phrase
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
