@@ -35,7 +35,8 @@ class RunStatus:
         seconds: How long the last run took, or has taken.
         rows_per_second: Of the last run.
         events: The last few things that happened: time and text.
-        report_error: Why the report could not be written, if it could not.
+        report: Where the report lies, if there is one.
+        report_error: Why it could not be written, if it could not.
     """
 
     state: str
@@ -49,6 +50,7 @@ class RunStatus:
     seconds: float | None = None
     rows_per_second: float | None = None
     events: list[tuple[float, str]] = field(default_factory=list)
+    report: str = ""
     report_error: str = ""
 
 
@@ -75,6 +77,7 @@ def read_status(out: str, *, options: Mapping[str, Any] | None = None) -> RunSta
         unreadable=[(s["path"], s["error"]) for s in output.plan.get("shards", []) if s.get("error")],
         totals=dict(output.manifest.get("totals", {})),
         events=[(float(e.get("t") or 0), _describe(e)) for e in events if e.get("kind") != "progress"][-6:],
+        report=f"{folder.url}/report.html" if folder.exists("report.html") else "",
         report_error=str(output.manifest.get("report_error") or ""),
     )
     if lost := losses(output, "dead", examples=1):
@@ -110,15 +113,15 @@ def show_status(
 
         console.file.write(orjson.dumps(asdict(status)).decode() + "\n")
         return status
-    for label, value in _lines(out, status):
+    for label, value in _lines(status):
         console.print(f"{label:<10}" if label else " " * 10, style="dim", end="")
         console.print(value, highlight=False, markup=False, soft_wrap=True)
     return status
 
 
-def _lines(out: str, status: RunStatus) -> list[tuple[str, str]]:
+def _lines(status: RunStatus) -> list[tuple[str, str]]:
     now = status.snapshot
-    lines = [("job", f"{status.job or '?'} of {status.source or '?'}"), ("state", _advice(out, status))]
+    lines = [("job", f"{status.job or '?'} of {status.source or '?'}"), ("state", _advice(status))]
     if now.units_planned or now.shards_planned:
         share = f" ({100 * now.rows / now.rows_planned:.1f} %)" if now.rows_planned else ""
         lines.append(("rows", f"{now.rows:,} of {now.rows_planned:,} committed{share}"))
@@ -150,9 +153,9 @@ def _lines(out: str, status: RunStatus) -> list[tuple[str, str]]:
     return lines
 
 
-def _advice(out: str, status: RunStatus) -> str:
+def _advice(status: RunStatus) -> str:
     if status.state == "finished":
-        return f"finished; {out.rstrip('/')}/report.html shows what happened"
+        return "finished" + (f"; {status.report} shows what happened" if status.report else "")
     if status.state == "running":
         return "running" + (f", {status.snapshot.step}" if status.snapshot.step else "")
     if status.state == "planned":

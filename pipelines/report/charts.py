@@ -7,7 +7,8 @@ them to its dark counterpart.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,15 @@ _FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, sans-serif"
 _LOG_FROM = 60  # the largest bin is that many times the smallest: a linear axis would hide the tail
 
 
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Build charts without Altair's schema check of every part: it takes longer than all the drawing."""
+    from altair.utils import schemapi
+
+    with schemapi.debug_mode(False):
+        yield
+
+
 def to_svg(chart: alt.TopLevelMixin, title: str) -> str:
     """Render a chart as an SVG element fit to stand in a page beside others.
 
@@ -33,14 +43,26 @@ def to_svg(chart: alt.TopLevelMixin, title: str) -> str:
     """
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(chart.to_dict(), config=_theme())
-    # Clip paths and gradients are numbered from one in every chart; in one page the names must differ.
-    prefix = f"c{xxhash.xxh3_64_hexdigest(svg.encode())[:8]}-"
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
-    svg = re.sub(r'href="#', f'href="#{prefix}', svg)
+    svg = vl_convert.vegalite_to_svg(chart.to_dict(validate=False), config=_theme())
+    svg = _with_own_ids(svg)
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _with_own_ids(svg: str) -> str:
+    """Rename clip paths and gradients: they are numbered by a counter of the renderer's, and a page holds many charts."""
+    names = {name: f"{k}" for k, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg)))}
+    if not names:
+        return svg
+
+    def rename(prefix: str) -> str:
+        return re.sub(
+            r'(\bid="|url\(#|href="#)([^")]+)',
+            lambda m: m[1] + (prefix + names[m[2]] if m[2] in names else m[2]),
+            svg,
+        )
+
+    return rename(f"c{xxhash.xxh3_64_hexdigest(rename('').encode())[:10]}-")
 
 
 def before_after(before: Histogram, after: Histogram | None, *, unit: str = "documents") -> str:

@@ -45,12 +45,12 @@ def step_costs(counters: Mapping[str, int]) -> list[StepCost]:
 
 def token_counts(counters: Mapping[str, int]) -> dict[str, int]:
     """Tokens read and written, requests made and answers found in the cache, over all steps."""
-    sums: Counter[str] = Counter()
+    sums = dict.fromkeys(("tokens_in", "tokens_out", "requests", "cache_hits"), 0)
     for key, value in counters.items():
         last = key.rsplit(".", 1)[-1]
-        if last in ("tokens_in", "tokens_out", "requests", "cache_hits"):
+        if last in sums:
             sums[last] += int(value)
-    return dict(sums)
+    return sums
 
 
 def other_counters(counters: Mapping[str, int]) -> dict[str, dict[str, int]]:

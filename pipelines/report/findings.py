@@ -12,6 +12,18 @@ from pipelines.report.edits import EditStats, edit_stats
 from pipelines.report.output import Output
 from pipelines.report.stats import Floats
 
+# What a manifest may leave out; the templates take these for granted.
+_OPTIONAL: dict[str, Any] = {
+    "seconds": None,
+    "seed": None,
+    "lineage": None,
+    "models": [],
+    "shards": [],
+    "counters": {},
+    "config": {},
+    "environment": {},
+}
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -42,7 +54,7 @@ class Findings:
         Raises:
             OutputError: It has no manifest.
         """
-        manifest = output.require_manifest()
+        manifest = {**_OPTIONAL, **output.require_manifest()}
         return cls(
             manifest=manifest,
             documents=document_stats(output, _tau(manifest)),

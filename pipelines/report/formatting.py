@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ ACTION_NAMES = {
 }
 
 
+@functools.cache
 def environment() -> Any:
     """The Jinja environment of this package: everything is escaped unless marked otherwise."""
     import jinja2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
@@ -176,18 +176,15 @@ def read_batches(
             for rows in read_json_rows(folder, name):
                 yield json_batch(rows, columns)
     except (pa.ArrowException, EOFError, OSError) as error:
-        raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())})") from error
+        raise _unreadable(name, error) from error
 
 
 def read_schema(folder: Folder, name: str) -> pa.Schema:
     """Arrow schema of one file (for JSONL, as inferred from its first lines)."""
     format_ = format_of(name)
     if format_ == "parquet":
-        try:
-            with _parquet(folder, name) as file:
-                return file.schema_arrow
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())})") from error
+        with _parquet(folder, name) as file:
+            return file.schema_arrow
     for batch in read_batches(folder, name):
         return batch.schema
     return pa.schema([])
@@ -199,13 +196,20 @@ def _is_hidden(name: str) -> bool:
 
 @contextmanager
 def _parquet(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
-    if folder.is_local:
-        # No pre-buffering: a row group may be large, and pages are wanted one after the other.
-        with pq.ParquetFile(folder.local(name), pre_buffer=False, buffer_size=1 << 20) as file:
-            yield file
-    else:
-        with folder.open(name) as raw, pq.ParquetFile(raw) as file:
-            yield file
+    with ExitStack() as stack:
+        try:
+            if folder.is_local:
+                # No pre-buffering: a row group may be large, and pages are wanted one after the other.
+                opened = pq.ParquetFile(folder.local(name), pre_buffer=False, buffer_size=1 << 20)
+            else:
+                opened = pq.ParquetFile(stack.enter_context(folder.open(name)))
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(name, error) from error
+        yield stack.enter_context(opened)
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    return InputError(f"{name}: cannot be read ({' '.join(str(error).split())})")
 
 
 def _read_ipc(folder: Folder, name: str, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:

@@ -63,9 +63,20 @@ def render_report(found: Findings, judge: JudgeScores | None = None) -> str:
         found: What the folder holds.
         judge: Scores of an independent judge, if there are any.
     """
+    with charts.unchecked():
+        context = _context(found, judge)
+    return str(environment().get_template("report.html.jinja").render(context))
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _context(found: Findings, judge: JudgeScores | None) -> dict[str, Any]:
+    """What the template is filled with."""
     manifest, documents, edits = found.manifest, found.documents, found.edits
     shards = manifest.get("shards", [])
-    context = {
+    return {
         "m": manifest,
         "css": (Path(__file__).parent / "report.css").read_text(encoding="utf-8"),
         "totals": found.totals,
@@ -88,11 +99,6 @@ def render_report(found: Findings, judge: JudgeScores | None = None) -> str:
         "more_shards": max(0, len(shards) - _MAX_SHARDS),
         "prompts": sorted(edits.prompts) if edits else [],
     }
-    return str(environment().get_template("report.html.jinja").render(context))
-
-
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
 
 
 def _headline(found: Findings) -> str:
