@@ -11,7 +11,8 @@ import numpy as np
 
 from models.batching import FloatArray, run_batches, slices
 from models.protocols import ModelInfo
-from models.scorers.sequence import pad, position_limit, tokenize_windows
+from models.scorers.sequence import one_line, pad, position_limit, tokenize_windows
+from models.store import quiet_transformers
 from schemas.errors import ModelError
 
 TOKEN_BUDGET = 4096  # padded tokens a batch
@@ -48,23 +49,17 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
 
         from models.lm.loading import pick_device, pick_dtype
-        from models.store import quiet_transformers
 
         torch.set_num_threads(threads)
         self.info = info
         self._device = pick_device(device)
-        try:
-            with quiet_transformers():
-                self.model = SentenceTransformer(
-                    str(folder),
-                    device=str(self._device),
-                    local_files_only=True,
-                    model_kwargs={"dtype": pick_dtype(dtype, self._device)},
-                )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"{info.name} cannot be loaded from {folder}: {' '.join(str(error).split())[:300]}"
-            ) from error
+        with quiet_transformers(), one_line(info.name, folder):
+            self.model = SentenceTransformer(
+                str(folder),
+                device=str(self._device),
+                local_files_only=True,
+                model_kwargs={"dtype": pick_dtype(dtype, self._device)},
+            )
         self.model.eval()
         self.tokenizer = self.model.tokenizer
         if not getattr(self.tokenizer, "is_fast", False):

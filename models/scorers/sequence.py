@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ import numpy as np
 from models.batching import FloatArray, IntArray, max_by_owner, run_batches, slices
 from models.protocols import ModelInfo
 from models.scorers.numbers import refuse_nan, sigmoid, softmax
+from models.store import quiet_transformers
 from schemas.errors import ModelError
 
 if TYPE_CHECKING:
@@ -78,15 +80,20 @@ class SequenceScorer:
         torch.set_num_threads(threads)
         self.info, self.labels, self._head = info, head.labels, head
         self._device = pick_device(device)
-        try:
+        with quiet_transformers(), one_line(info.name, folder):
             self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                str(folder), local_files_only=True, dtype=pick_dtype(dtype, self._device)
+            self.model, loading = AutoModelForSequenceClassification.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                dtype=pick_dtype(dtype, self._device),
+                output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        # transformers fills weights that are missing with random numbers, and only warns.
+        missing = [key for key in sorted(loading["missing_keys"]) if not key.endswith("position_ids")]
+        if missing:
             raise ModelError(
-                f"{info.name} cannot be loaded from {folder}: {' '.join(str(error).split())[:300]}"
-            ) from error
+                f"{info.name}: {folder} has no weights for {missing[0]}; it is no trained classifier"
+            )
         if not self.tokenizer.is_fast:
             raise ModelError(f"{info.name} has no fast tokenizer; save a tokenizer.json beside its weights")
         if self.tokenizer.pad_token_id is None:
@@ -139,6 +146,18 @@ class SequenceScorer:
         with torch.inference_mode():
             logits = self.model(input_ids=ids, attention_mask=mask).logits
         return logits[:, : self.model.config.num_labels].float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def one_line(name: str, folder: Path) -> Iterator[None]:
+    """Say in one line that a folder could not be loaded, whatever library found out."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ModelError(f"{name} cannot be loaded from {folder}: {why}") from error
 
 
 def position_limit(config: Any, tokenizer: Any) -> int:
