@@ -8,13 +8,14 @@ them log to the user's terminal. This module gives FnApiRunner an environment of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from apache_beam.portability.api import beam_fn_api_pb2, endpoints_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
@@ -24,12 +25,14 @@ from google.protobuf import text_format
 _URN = "tamis:env:worker_process:v1"
 _GRACE_SECONDS = 5.0
 _ABORT_SECONDS = 0.2
+_DYING_SECONDS = 0.5
 _TAIL_BYTES = 4096
 _WORKERS: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
 
 def process_runner() -> FnApiRunner:
     """FnApiRunner whose workers are processes of ours; `--direct_num_workers` says how many."""
+    WorkerProcess.loss = None
     return FnApiRunner(default_environment=WorkerProcessEnvironment.default())
 
 
@@ -60,13 +63,20 @@ class WorkerProcessEnvironment(environments.Environment):
 
 @worker_handlers.WorkerHandler.register_environment(_URN, bytes)
 class WorkerProcess(worker_handlers.GrpcWorkerHandler):
-    """One worker process: started, watched, ended."""
+    """One worker process: started, watched, ended.
+
+    Attributes:
+        loss: What became of a worker of the latest run that ended before its time; None if none did.
+    """
+
+    loss: ClassVar[str | None] = None
 
     def __init__(self, payload: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
         self._process: subprocess.Popen[bytes] | None = None
         self._ending = threading.Event()
         self._failed = False
+        self._said = ""
         _WORKERS.add(self)
 
     def start_worker(self) -> None:
@@ -96,13 +106,16 @@ class WorkerProcess(worker_handlers.GrpcWorkerHandler):
     def close(self) -> None:
         """End the connection and the process; at once if it is still at work, for then the run was stopped."""
         _WORKERS.discard(self)
-        if self._failed or self.control_conn._futures_by_id:
+        if self._process is not None and (self._failed or self.control_conn._futures_by_id):
+            # A worker that is just dying: its connections close before its exit can be seen.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._note_loss(self._process.wait(_DYING_SECONDS))
             self._end()
+        self._ending.set()
         super().close()
 
     def stop_worker(self) -> None:
         """Let the idle process leave; end it if it does not."""
-        self._ending.set()
         process = self._process
         if process is None:
             return
@@ -118,21 +131,23 @@ class WorkerProcess(worker_handlers.GrpcWorkerHandler):
             self._process.wait()
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        said = _last_line(process.stdout) if process.stdout else ""
-        code = process.wait()
-        if self._ending.is_set():
-            return
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        hint = "most likely memory ran out, and fewer --workers need less" if code == -9 else said
-        error = (
-            f"schemas.errors.FatalStepError: a worker process {how}{f' ({hint})' if hint else ''}; "
-            "what is committed stays: run the same command again to go on"
-        )
+        self._said = _last_line(process.stdout) if process.stdout else ""
+        self._note_loss(process.wait())
         # Beam waits for ever for the answers of a worker that is gone, those it has yet to ask for included; and it
         # takes answers in order, so the other workers' must not keep it.
         while not self._ending.wait(_ABORT_SECONDS):
             for worker in [w for w in list(_WORKERS) if w._grpc_server is self._grpc_server]:
-                worker._fail(error)
+                worker._fail(f"schemas.errors.FatalStepError: {WorkerProcess.loss}")
+
+    def _note_loss(self, code: int) -> None:
+        if self._ending.is_set():
+            return
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        hint = "most likely memory ran out, and fewer --workers need less" if code == -9 else self._said
+        WorkerProcess.loss = (
+            f"a worker process {how}{f' ({hint})' if hint else ''}; "
+            "what is committed stays: run the same command again to go on"
+        )
 
     def _fail(self, error: str) -> None:
         waiting = self.control_conn._futures_by_id

@@ -8,12 +8,13 @@ import logging
 import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import schemas.errors
-from schemas.errors import InputError, ModelError, OutputError, TamisError
+from schemas.errors import FatalStepError, InputError, ModelError, OutputError, TamisError
 
 GUIDE = "docs/runners.md"
 LOCAL = "FnApiRunner"
@@ -321,6 +322,10 @@ def explain(error: BaseException) -> BaseException:
         name, message = matches[-1]
         kind = getattr(schemas.errors, name, TamisError)
         return kind(_WHILE.sub("", message))
+    # Beam may see the broken connection of a lost worker before it hears what became of it.
+    workers = sys.modules.get("pipelines.local_workers")
+    if workers is not None and workers.WorkerProcess.loss:
+        return FatalStepError(workers.WorkerProcess.loss)
     if missing := _NO_MODULE.search(text):
         return TamisError(
             f"a worker has no module {missing[1]}: its image or environment must hold the same tamis as here ({GUIDE})"
