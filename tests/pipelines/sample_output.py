@@ -99,7 +99,9 @@ def build_output(
             sample.segments += len(d["toxicity"]["segments"])
             sample.flagged += d["toxicity"]["flagged"]
     _write_manifest(path, entries, edits)
-    _write_run(path, shards, rows)
+    write_run(path, shards, rows, done=shards)
+    write_event(path, kind="run", state="started", run_id="run-1", t=1_738_400_000.0)
+    write_event(path, kind="run", state="finished", t=1_738_400_090.0)
     if success:
         (path / "_SUCCESS").write_text("run-1\n")
     return sample
@@ -363,8 +365,8 @@ def _write_manifest(path: Path, entries: list[dict], edits: bool) -> None:
     (path / "manifest.json").write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
 
 
-def _write_run(path: Path, shards: tuple[str, ...], rows: int) -> None:
-    """A plan of two units a shard, all of them committed and assembled, and the events of one worker."""
+def write_run(path: Path, shards: tuple[str, ...], rows: int, *, done: tuple[str, ...]) -> None:
+    """The plan of a run, two units a shard; those of the shards `done` are committed and assembled."""
     half = rows // 2
     bounds = [(0, 0, half), (1, half, rows - half)]
     tamis = path / "_tamis"
@@ -395,13 +397,11 @@ def _write_run(path: Path, shards: tuple[str, ...], rows: int) -> None:
     (tamis / "plan.json").write_bytes(orjson.dumps(plan))
     job = {"name": "detox", "source": "corpus", "config_hash": CONFIG_HASH}
     (tamis / "job.json").write_bytes(orjson.dumps(job))
-    for s in shards:
+    for s in done:
         for u, _, _ in bounds:
             write_receipt(path, s, u)
         (tamis / "shards" / s).parent.mkdir(parents=True, exist_ok=True)
         (tamis / "shards" / f"{s}.json").write_bytes(orjson.dumps({"mark": "m", "entry": {}}))
-    write_event(path, kind="run", state="started", run_id="run-1", t=1_738_400_000.0)
-    write_event(path, kind="run", state="finished", t=1_738_400_090.0)
 
 
 def write_receipt(path: Path, shard: str, unit: int, *, dead: int = 0) -> Receipt:
