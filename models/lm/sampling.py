@@ -217,6 +217,8 @@ class _Batch:
         """Draw each row's next token, note it, and see which rows are finished by it; returns the tokens."""
         raw = self.sides[0].float()
         total = torch.logsumexp(raw, dim=-1)
+        if not bool(torch.isfinite(total).all()):  # overflow in the weights, or the wrong dtype
+            raise ModelError("the model's scores are not numbers (NaN or infinite); try dtype=float32")
         scores = raw
         lengths = [len(self.jobs[row.job].prompt) + n for row, n in zip(self.rows, self.numbers, strict=True)]
         if self.width:
@@ -224,6 +226,10 @@ class _Batch:
         if self.hook is not None:
             scores = scores.clone() if scores is raw else scores
             scores = self.hook(scores, self.sides, Step(tuple(self.rows), tuple(self.numbers)))
+            if not bool(torch.isfinite(scores.amax(dim=-1)).all()):
+                raise ModelError(
+                    "the decoding hook left a row without a token, or made scores that are not numbers"
+                )
         tokens = choose(scores, self.temperatures, self._uniform(), self.sampling.top_k, self.sampling.top_p)
         logprobs = raw.gather(1, tokens[:, None])[:, 0] - total
         if self.width:
@@ -270,8 +276,6 @@ class _Batch:
         return self.draws.gather(1, columns[:, None])[:, 0]
 
     def _note(self, place: int, token: int, logprob: float) -> None:
-        if logprob != logprob:  # NaN: overflow in the weights, or the wrong dtype
-            raise ModelError("the model's scores are not numbers (NaN); try dtype=float32")
         drawn, stopped = self.drawn[place], self.jobs[self.rows[place].job].stopped
         drawn.tokens.append(token)
         drawn.logprob += logprob
