@@ -296,10 +296,10 @@ def _server(name: str, address: str, options: dict[str, Any]) -> _Part:
         raise ModelError(
             f"'{name}' is no server; pass openai:<base url>#<model>, e.g. openai:http://localhost:8000/v1#x"
         )
-    _check_options(name, options, ServerLanguageModel)
+    kept = _check_options(name, options, ServerLanguageModel)
     return _Part(
-        describe=lambda: ServerLanguageModel.describe(url, model, **options),
-        load=lambda: ServerLanguageModel(url, model, **options),
+        describe=lambda: ServerLanguageModel.describe(url, model, **kept),
+        load=lambda: ServerLanguageModel(url, model, **kept),
     )
 
 

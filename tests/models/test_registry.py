@@ -121,6 +121,18 @@ def test_a_language_model_is_a_bare_folder_or_hf(tmp_path):
     assert part.info.revision == bare.revision and part.count_tokens("tea") == 3
 
 
+def test_a_server_is_described_as_it_is_loaded():
+    from models.lm.dummy_server import DummyServer
+
+    with DummyServer() as server:
+        name = f"openai:{server.url}#dummy"
+        info = registry.describe("lm", name, threads=1, timeout=5.0)  # threads mean nothing to a server
+        part = registry.load("lm", name, threads=1, timeout=5.0)
+        assert part.info == info and part.timeout == 5.0
+        with pytest.raises(ModelError, match="has no option 'adapter'; it takes"):
+            registry.describe("lm", name, adapter="detox")
+
+
 def test_the_options_of_a_local_language_model_are_the_ones_listed():
     from models.lm.local import LocalLanguageModel
 
