@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas import flight
+from schemas.columns import is_text, to_plain_text
 from schemas.edits import EDIT_SCHEMA
 from schemas.fingerprint import fingerprint
 from transforms.shards.deltas import DeltaCursor, pick_rows
@@ -216,8 +217,19 @@ def _write_removed(
 
 
 def _storable(table: pa.Table) -> pa.Table:
-    """The table with columns of types Parquet does not know (unions, run-end encoding, intervals) as text."""
+    """The table as any reader can take it.
+
+    Columns of types Parquet does not know (unions, run-end encoding, intervals) become text; text that is not UTF-8,
+    for which a row may well have died, becomes bytes.
+    """
     for i, field in enumerate(table.schema):
+        if is_text(field.type):
+            try:
+                table.column(i).validate(full=True)
+            except pa.ArrowInvalid:
+                raw = to_plain_text(table.column(i)).cast(pa.large_binary())
+                table = table.set_column(i, field.name, raw)
+            continue
         try:
             pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid):

@@ -19,7 +19,7 @@ from apache_beam.metrics import Metrics
 
 from schemas import flight
 from schemas.columns import to_plain_text
-from schemas.errors import FatalStepError, TooManyDeadError
+from schemas.errors import FatalStepError, InputError, TamisError, TooManyDeadError
 from schemas.fingerprint import config_hash
 from transforms.shards.assemble import assemble_shard
 from transforms.shards.cache import RequestCache
@@ -193,11 +193,29 @@ class _ReadDoFn(beam.DoFn):
 def read_units(
     source: Folder, shard: ShardPlan, task: ReadTask, text_column: str, id_column: str | None
 ) -> Iterator[KeyedBatch]:
-    """Read a task's units and launch them: plain text, ids, reserved columns; unreadable rows already dead."""
+    """Read a task's units and launch them: plain text, ids, reserved columns; unreadable rows already dead.
+
+    Raises:
+        InputError: The shard is damaged where planning did not look, or has changed since.
+    """
     plans = shard.units[task.first_unit : task.first_unit + task.units]
-    for unit in get_format(shard.format).read(source, shard.name, plans, text_column, id_column):
-        key = ShardKey(shard.name, unit.plan.unit, unit.plan.first_row)
-        yield key, launch(unit, shard.name, text_column, id_column)
+    row = plans[0].first_row if plans else 0
+    units = iter(get_format(shard.format).read(source, shard.name, plans, text_column, id_column))
+    while True:
+        try:
+            unit = next(units, None)
+            if unit is None:
+                return
+            batch = launch(unit, shard.name, text_column, id_column)
+        except (TamisError, MemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{shard.name} cannot be read at row {row}: {describe(error)}; "
+                "replace or remove it and run the same command again"
+            ) from error
+        yield ShardKey(shard.name, unit.plan.unit, unit.plan.first_row), batch
+        row = unit.plan.first_row + unit.plan.rows
 
 
 def launch(unit: ReadUnit, shard: str, text_column: str, id_column: str | None) -> pa.RecordBatch:
