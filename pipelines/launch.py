@@ -2,11 +2,12 @@
 
 The template's launcher passes what the user gave it (`--input=... --text_column=...`) beside what it adds itself
 (`--runner=DataflowRunner --template_location=...`). What the job's command knows becomes its option; the rest is
-Beam's. Planning happens here, in the launcher: it lists the input, and writes `_tamis/plan.json` to the output.
+Beam's; the worker image is the one the launcher's image was built from. Planning happens here, in the launcher: it lists the input, and writes `_tamis/plan.json` to the output.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,13 +26,14 @@ def command_line(argv: Sequence[str]) -> list[str]:
         argv: `--name=value` items; `--job` names the job (`detox` if left out).
 
     Raises:
-        TamisError: No such job, or an item that is not `--name=value`.
+        TamisError: No such job, an option of another job, or an item that is not `--name=value`.
     """
     given = [_split(item) for item in argv]
     job = next((value for name, value in reversed(given) if name == "job"), "detox")
     if job not in JOBS:
         raise TamisError(f"no job {job!r}; the template runs {' and '.join(JOBS)}")
     known = parameters(job)
+    elsewhere = {name: p for other in JOBS for name, p in parameters(other).items() if name not in known}
     arguments: list[str] = []
     options: list[str] = []
     beam: list[str] = []
@@ -39,7 +41,10 @@ def command_line(argv: Sequence[str]) -> list[str]:
         parameter = known.get(name)
         if name == "job":
             continue
-        if parameter is None:
+        if name in elsewhere:  # one template serves all jobs, and the console sends the defaults of each
+            if value not in ("", str(elsewhere[name].default)):
+                raise TamisError(f"{job} has no option {name}")
+        elif parameter is None:
             beam.append(item)
         elif parameter.param_type_name == "argument":
             arguments.append(value)
@@ -47,6 +52,9 @@ def command_line(argv: Sequence[str]) -> list[str]:
             options += [parameter.opts[0]] if value.lower() in ("", "true", "1", "yes") else []
         elif value != "":  # the console sends optional parameters that were left empty
             options += [parameter.opts[0], value]
+    image = os.environ.get("TAMIS_WORKER_IMAGE")
+    if image and not any(name == "sdk_container_image" and value for name, value in given):
+        beam.append(f"--sdk_container_image={image}")
     return [job, *arguments, *options, "--progress", "plain", "--", *beam]
 
 

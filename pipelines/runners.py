@@ -225,14 +225,14 @@ def new_pipeline(args: Sequence[str]) -> Any:
         if runner_name(args) == LOCAL and direct.direct_running_mode == "multi_processing":
             from pipelines.local_workers import process_runner
 
-            direct.direct_running_mode = (
-                "in_memory"  # else Beam puts its own worker processes in place of ours
-            )
+            # Else Beam puts its own worker processes in place of ours.
+            direct.direct_running_mode = "in_memory"
             return beam.Pipeline(runner=process_runner(), options=options)
         return beam.Pipeline(options=options)
     except (ValueError, SystemExit) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise TamisError(f"Beam refuses its arguments: {'; '.join(lines) or 'see above'}") from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        said = "; ".join(line for line in lines if line and not line.startswith("Pipeline has validation"))
+        raise TamisError(f"Beam refuses its arguments: {said or 'see above'}") from error
 
 
 def check_dry_run(result: Any, args: Sequence[str]) -> str:

@@ -392,7 +392,7 @@ def test_an_error_of_ours_keeps_its_own_traceback() -> None:
 IMAGE = "registry.example/tamis:0.1.0"
 DATAFLOW = (
     "--runner=DataflowRunner",
-    "--project=p",
+    "--project=some-project",
     "--region=europe-west1",
     "--temp_location=gs://bucket/temp",
     f"--sdk_container_image={IMAGE}",
@@ -538,6 +538,21 @@ def test_launcher_splits_a_flat_list_into_the_jobs_options_and_beams() -> None:
         "detox", "gs://b/in", "--output", "gs://b/out", "--text-column", "body", "--lambda", "0.3", "--overwrite",
         "--progress", "plain", "--", "--runner=DataflowRunner", "--project=p", "--template_location=gs://b/t",
     ]  # fmt: skip
+
+
+def test_launcher_names_the_image_it_was_built_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMIS_WORKER_IMAGE", IMAGE)
+    flat = ["--input=in", "--output=out", "--runner=DataflowRunner"]
+    assert launch.command_line(flat)[-1] == f"--sdk_container_image={IMAGE}"
+    given = launch.command_line([*flat, "--sdk_container_image=mine"])
+    assert [a for a in given if "sdk_container_image" in a] == ["--sdk_container_image=mine"]
+
+
+def test_launcher_passes_over_defaults_of_another_job_but_not_settings(tmp_path: Path) -> None:
+    flat = ["--job=score", "--input=in", "--output=out", "--model=smollm2", "--adapter="]
+    assert "smollm2" not in launch.command_line(flat)
+    with pytest.raises(TamisError, match="score has no option tau"):
+        launch.command_line([*flat, "--tau=0.4"])
 
 
 def test_launcher_runs_a_job(tmp_path: Path) -> None:
