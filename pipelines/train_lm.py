@@ -15,6 +15,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from models.training.session import TrainPlan
     from models.training.shards import ShardListing
 
+_PATIENCE = 120  # seconds
 WORK, PLAN, RECORD, SUCCESS = "_tamis", "_tamis/train.json", "train.json", "_SUCCESS"
 
 
@@ -107,7 +109,7 @@ def run(config: TrainLMConfig) -> TrainResult:
     from transforms.shards.events import EventLog
     from transforms.shards.files import Folder
 
-    say = _silent if config.quiet else _to_stderr
+    say = _silent if config.quiet or _rank() else _to_stderr
     if "://" in config.output:
         raise OutputError(
             f"--output {config.output}: training writes to a local folder; copy the model up afterwards"
@@ -137,7 +139,7 @@ def run(config: TrainLMConfig) -> TrainResult:
         identity=identity,
         command=config.command_line(),
         say=say,
-        emit=lambda kind, fields: events.emit("train", event=kind, **fields),
+        emit=lambda kind, fields: None if _rank() else events.emit("train", event=kind, **fields),
     )
     if config.dry_run:
         with tempfile.TemporaryDirectory(prefix="tamis-train-") as folder:
@@ -150,13 +152,17 @@ def run(config: TrainLMConfig) -> TrainResult:
         say(f"{output} holds this model already; nothing to do")
         return TrainResult(output, None, done)
     with _locked(output):
-        if (_read(output / PLAN) or {}).get("config_hash") != identity:
-            _clear(output)
-        _write(output / PLAN, {"config_hash": identity, "config": config.model_dump()})
-        events.emit("run", state="started", job="train-lm", config_hash=identity)
+        if _rank():
+            _wait_for_plan(output, identity)
+        else:
+            if (_read(output / PLAN) or {}).get("config_hash") != identity:
+                _clear(output)
+            _write(output / PLAN, {"config_hash": identity, "config": config.model_dump()})
+            events.emit("run", state="started", job="train-lm", config_hash=identity)
         plan, record, resumed = session.train(output)
-        figures = {name: value for name, value in record["results"].items() if value is not None}
-        events.emit("run", state="finished", job="train-lm", **figures)
+        if not _rank():
+            figures = {name: value for name, value in record["results"].items() if value is not None}
+            events.emit("run", state="finished", job="train-lm", **figures)
     say(f"saved {record['kind']} in {output}")
     return TrainResult(output, plan, record, resumed)
 
@@ -315,6 +321,20 @@ def _locked(output: Path) -> Iterator[None]:
         raise OutputError(
             f"another process is training into {output}; wait, or choose another --output"
         ) from error
+
+
+def _rank() -> int:
+    """Which process of a distributed run (torchrun, accelerate launch) this is; 0 is the one that writes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _wait_for_plan(output: Path, identity: str) -> None:
+    """Wait until process 0 has readied the folder."""
+    deadline = time.monotonic() + _PATIENCE
+    while (_read(output / PLAN) or {}).get("config_hash") != identity:
+        if time.monotonic() > deadline:
+            raise OutputError(f"{output}: process 0 did not ready it; is the folder shared by all processes?")
+        time.sleep(0.1)
 
 
 def _value(name: str, text: str, is_mapping: bool) -> Any:

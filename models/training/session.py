@@ -308,6 +308,7 @@ class Session:
             "report_to": "none",
             "disable_tqdm": True,
             "log_level": "error",
+            "ddp_find_unused_parameters": False,
         }
         if settings.gradient_checkpointing:
             names = ("activation_checkpointing", "gradient_checkpointing")  # transformers 5.2x and before

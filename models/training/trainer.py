@@ -73,12 +73,17 @@ class CausalTrainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the plan, epoch by epoch."""
-        return self._loader(self.train_plan, shuffle=True)
+        loader: DataLoader[Any] = self.accelerator.prepare(
+            self._loader(PlannedBatches(self.train_plan, shuffle=True))
+        )
+        return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Batches of the held-out plan, in a fixed order."""
+        """This process's part of the held-out batches, in a fixed order."""
         assert self.eval_plan is not None
-        return self._loader(self.eval_plan, shuffle=False)
+        # Dealt out here: accelerate would repeat some, to give every process equally many.
+        batches = self.eval_plan.batches(0, shuffle=False)
+        return self._loader(batches[self.accelerator.process_index :: self.accelerator.num_processes])
 
     def compute_loss(
         self,
@@ -153,16 +158,14 @@ class CausalTrainer(transformers.Trainer):
         total = torch.nn.functional.cross_entropy(logits.float(), labels[keep], reduction="sum")
         return total, keep.sum(), outputs
 
-    def _loader(self, plan: BatchPlan, *, shuffle: bool) -> DataLoader[Any]:
-        loader: DataLoader[Any] = DataLoader(
+    def _loader(self, batches: Any) -> DataLoader[Any]:
+        return DataLoader(
             _Rows(),
-            batch_sampler=PlannedBatches(plan, shuffle=shuffle),
+            batch_sampler=batches,
             collate_fn=self.collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

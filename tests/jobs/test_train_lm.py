@@ -273,6 +273,41 @@ def test_the_command_line(tiny, texts, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.slow
+def test_two_processes_make_the_model_one_makes(tiny, texts, tmp_path):
+    import torch
+
+    words = [texts, "--model", tiny, "--max-length", "128", "--max-steps", "4", "--learning-rate", "0.01"]
+    words += ["--eval-fraction", "0.1", "--device", "cpu", "--threads", "1"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29533",
+    ]
+    command = [
+        *launcher,
+        "-m",
+        "pipelines.train_lm",
+        *words,
+        "--output",
+        str(tmp_path / "two"),
+        "--batch-size",
+        "2",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sum("step 1/4" in line for line in done.stderr.splitlines()) == 1
+    assert main([*words, "--output", str(tmp_path / "one"), "--batch-size", "4"]) == 0
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    figures = [json.loads((tmp_path / name / "train.json").read_text())["results"] for name in ("one", "two")]
+    assert figures[0]["eval_loss"] == pytest.approx(figures[1]["eval_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
