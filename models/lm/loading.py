@@ -88,7 +88,6 @@ def load_model(
             str(folder),
             dtype=dtype,
             local_files_only=True,
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
     missing = sorted(loading["missing_keys"])

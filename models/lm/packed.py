@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 # Smaller layers (LoRA factors) gain nothing, and a training loop may still want them as they are.
-MIN_FEATURES = 64
+MIN_FEATURES = 32
 # How many rows the layout is chosen for: a handful of candidates. Other sizes work too.
 TYPICAL_ROWS = 10
 # oneDNN compiles a kernel for every new number of rows (about a millisecond a layer shape). Long prompts are padded
