@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,16 +69,21 @@ class Agreement:
 
     def add(self, columns: Sequence[Floats]) -> None:
         """Add n items: for each scorer n scores, NaN where it gave none."""
-        for i, x in enumerate(columns):
-            for j, y in enumerate(columns):
-                both = ~(np.isnan(x) | np.isnan(y))
-                a, b = x[both], y[both]
-                self._sums[i, j] += (len(a), a.sum(), b.sum(), a @ a, b @ b, a @ b)
-                for t, threshold in enumerate(THRESHOLDS):
-                    self.table[i, j, t] += (
-                        ((a >= threshold) & (b < threshold)).sum(),
-                        ((a < threshold) & (b >= threshold)).sum(),
-                    )
+        known = [~np.isnan(x) for x in columns]
+        for i, j in itertools.combinations_with_replacement(range(len(columns)), 2):
+            both = known[i] & known[j]
+            a, b = columns[i][both], columns[j][both]
+            # Plain sums: BLAS would start its threads for every one of these short products.
+            xx, yy, xy = (a * a).sum(), (b * b).sum(), (a * b).sum()
+            self._sums[i, j] += (len(a), a.sum(), b.sum(), xx, yy, xy)
+            if i != j:
+                self._sums[j, i] += (len(a), b.sum(), a.sum(), yy, xx, xy)
+            for t, threshold in enumerate(THRESHOLDS):
+                over_a, over_b = a >= threshold, b >= threshold
+                splits = int((over_a & ~over_b).sum()), int((~over_a & over_b).sum())
+                self.table[i, j, t] += splits
+                if i != j:
+                    self.table[j, i, t] += splits[::-1]
 
     def count(self, i: int, j: int) -> int:
         """Items both scorers have scored."""

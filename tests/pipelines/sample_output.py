@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.edits import EDIT_SCHEMA, SPAN_TYPE
-from transforms.detox.accept import AFTER_TYPE
 from transforms.detox.gate import TOXICITY_TYPE
 from transforms.shards.files import Folder, sidecar_name
 from transforms.shards.plan import load_plan, plan_key
 from transforms.shards.receipts import Receipt, receipt_name, unit_name
 
 CONFIG_HASH = "ef" * 16
+AFTER_TYPE = pa.struct([pa.field("score", pa.float32()), pa.field("labels", pa.list_(pa.float32()))])
 LABELS = ["toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack"]
 NEUTRAL = [
     "The bus leaves at 7:45 and never waits. ",

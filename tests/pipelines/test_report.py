@@ -554,3 +554,38 @@ def test_charts_are_valid_vega_lite_and_escape_labels():
         assert "<b>" not in svg
     ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in drawn]
     assert not ids[0] & ids[1]
+
+
+def test_the_report_of_a_real_run_agrees_with_its_manifest(tmp_path):
+    from tests.helpers import run
+    from transforms.detox.options import AcceptOptions, LocalizeOptions
+    from transforms.detox.steps import AcceptRewrites, GateToxicity, LocalizeToxicSpans, SegmentText
+
+    examples = Path(__file__).resolve().parents[2] / "examples" / "corpus.parquet"
+    steps = (  # the lexicon throughout: no weights
+        SegmentText(),
+        GateToxicity(linear=None, classifier="lexicon"),
+        LocalizeToxicSpans(LocalizeOptions(sources=("lexicon",)), classifier="lexicon"),
+        AcceptRewrites(AcceptOptions(ladder=("redact", "flag")), scorer="lexicon"),
+    )
+    out = tmp_path / "out"
+    config = {"gate": {"tau": 0.5}, "accept": {"max_toxicity": None, "min_similarity": 0.5}}
+    manifest = run(examples, out, steps, config=config, on_finish="pipelines.report:write_report").manifest
+    assert "report_error" not in manifest
+    totals = manifest["totals"]
+    assert totals["rows_changed"] > 5
+    stats = edit_stats(Output(str(out)))
+    assert stats.n == totals["edits"]
+    assert stats.actions["redact"] == manifest["counters"]["accept.redact"]
+    documents = document_stats(Output(str(out)), tau=0.5)
+    assert documents.before.n == totals["rows_in"] == 44
+    assert documents.segments["all"] == manifest["counters"]["gate.segments"]
+    assert documents.segments["flagged"] == manifest["counters"]["gate.flagged"]
+    assert documents.flagged_after < documents.flagged_before
+    assert documents.characters == sum(len(t) for t in pq.read_table(examples)["text"].to_pylist())
+    page = (out / "report.html").read_text()
+    found = _check(page)
+    assert found.loads == []
+    assert f"{totals['rows_changed']} were rewritten in part" in page
+    assert "[redacted]" in page
+    assert (out / "README.md").read_text().startswith("---\n")
