@@ -93,8 +93,8 @@ def commit_unit(
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, delta.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         writer.write_batch(delta)
-    content = sink.getvalue()
-    output.write(unit_name(key.shard, key.unit), memoryview(content))  # type: ignore[arg-type]
+    content = sink.getvalue().to_pybytes()  # S3's client takes no other buffer
+    output.write(unit_name(key.shard, key.unit), content)
     row_fates = batch.column(flight.FATE).to_numpy(zero_copy_only=False)
     changed = delta.column(CHANGED).to_numpy(zero_copy_only=False) & (row_fates == flight.KEPT)
     fates = np.bincount(row_fates, minlength=3)

@@ -351,8 +351,10 @@ def _stream(folder: Folder, name: str) -> Iterator[IO[bytes]]:
             # Arrow's reader, because zstandard's takes a truncated file for a short one.
             reader = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
             yield io.BufferedReader(reader, _BUFFER)  # type: ignore[arg-type]
-        else:
+        elif folder.is_local:
             yield file
+        else:
+            yield io.BufferedReader(file, _BUFFER)  # type: ignore[type-var]  # its own lines are slow, and not all there
 
 
 @contextmanager
