@@ -167,6 +167,8 @@ class ServerLanguageModel:
             FatalStepError: The server has gone: many requests in a row got no answer at all.
         """
         check_sampling(sampling)
+        if not requests:
+            return []
         results: list[Generation | None] = [None] * len(requests)
         finished: queue.SimpleQueue[tuple[int, Generation | BaseException]] = queue.SimpleQueue()
 
