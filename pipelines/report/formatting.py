@@ -33,7 +33,7 @@ def environment() -> Any:
         undefined=jinja2.StrictUndefined,
     )
     env.filters.update(
-        n=count, pct=percent, f2=two_places, secs=seconds, size=size, when=when, temp=temperature
+        n=count, pct=percent, rate=rate, f2=two_places, secs=seconds, size=size, when=when, temp=temperature
     )
     return env
 
@@ -41,6 +41,13 @@ def environment() -> Any:
 def count(value: float | None) -> str:
     """A whole number with thousands separators."""
     return "–" if value is None else f"{int(value):,}"
+
+
+def rate(value: float | None) -> str:
+    """Something a second: with a decimal below 10, where it matters."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def percent(value: float | None) -> str:

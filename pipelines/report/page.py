@@ -116,7 +116,7 @@ def _headline(found: Findings) -> str:
         return f"Of {count(rows)} {noun}, {flagged}{count(changed)} were rewritten in part and {count(kept)} came through untouched"
     if documents and documents.knows_flags:
         return f"{count(rows)} {noun} scored, {count(documents.flagged_before)} flagged, no text changed"
-    return f"{count(rows)} {noun} went through, {count(changed)} changed"
+    return f"{count(rows)} {noun} went through, {count(changed) if changed else 'none'} changed"
 
 
 def _tiles(found: Findings, judge: JudgeScores | None) -> list[dict[str, Any]]:
@@ -168,7 +168,7 @@ def _tiles(found: Findings, judge: JudgeScores | None) -> list[dict[str, Any]]:
             {
                 "value": percent(untouched),
                 "label": "of the text untouched",
-                "note": "identical outside the edits",
+                "note": "all outside the recorded edits",
             }
         )
     lost = [(totals.get(k, 0), w) for k, w in (("rows_dropped", "dropped"), ("rows_dead", "dead"))]

@@ -162,7 +162,7 @@ def test_a_bare_manifest_makes_a_report(tmp_path):
     }  # fmt: skip
     (tmp_path / "manifest.json").write_bytes(orjson.dumps(manifest))
     page = build_report(str(tmp_path))
-    assert "3 documents went through, 0 changed" in page
+    assert "3 documents went through, none changed" in page
     assert set(_check(page).ids) - {""} == {"cost", "provenance"}
     assert build_card(str(tmp_path)).startswith("---\n")
 
