@@ -239,5 +239,10 @@ def save_plan(plan: Plan, output: Folder) -> None:
 
 
 def load_plan(output: Folder) -> Plan | None:
-    """The plan of an earlier run, None if there is none."""
-    return Plan.loads(output.read(PLAN)) if output.exists(PLAN) else None
+    """The plan of an earlier run; None if there is none, or only a damaged one."""
+    if not output.exists(PLAN):
+        return None
+    try:
+        return Plan.loads(output.read(PLAN))
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -37,6 +37,14 @@ def test_a_plan_comes_back_from_disk_as_it_was(tmp_path):
     assert load_plan(output) == plan == Plan.loads(plan.dumps())
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b'{"version": 1}'])
+def test_a_damaged_plan_is_no_plan(tmp_path, content):
+    """A power cut may leave an empty file; the units are planned again and their receipts are still good."""
+    output = Folder(str(tmp_path))
+    output.write("_tamis/plan.json", content)
+    assert load_plan(output) is None
+
+
 @pytest.mark.parametrize(
     "broken",
     [b"", b"PAR1", b"PAR1" + bytes(50) + b"PAR1", None],
