@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.report.output import Output
+from pipelines.report.output import TEXT_ROWS, Output
 from pipelines.report.query import pick
 from pipelines.report.words import word_diff
 from schemas.errors import InputError
@@ -80,7 +80,7 @@ def iter_edits(
     output: Output, *, where: str | None = None, row_id: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Edits of an output in the order of shards and rows, as mappings with the fields of `EDIT_SCHEMA`."""
-    batches: Iterator[pa.RecordBatch] = (b for _, b in output.batches("edits", batch_rows=1_024))
+    batches: Iterator[pa.RecordBatch] = (b for _, b in output.batches("edits", batch_rows=TEXT_ROWS))
     if row_id is not None:
         batches = (b.filter(pc.equal(b.column("id"), row_id)) for b in batches)
     for batch in pick(batches, where):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow as pa
 
-from pipelines.report.output import Output, json_batch, read_batches, read_json_rows, read_schema
+from pipelines.report.output import TEXT_ROWS, Output, json_batch, read_batches, read_json_rows, read_schema
 from pipelines.report.query import condition
 from schemas.columns import is_text
 from schemas.errors import InputError
@@ -139,7 +139,7 @@ def _chunks(
                 chosen = keep(json_batch(rows)).to_pylist() if keep else [True] * len(rows)
                 yield [row for row, good in zip(rows, chosen, strict=True) if good]
         else:
-            for batch in read_batches(files.folder, name, batch_rows=2_048):
+            for batch in read_batches(files.folder, name, batch_rows=TEXT_ROWS):
                 yield _to_rows(batch.filter(keep(batch)) if keep else batch)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.report.output import Output
+from pipelines.report.output import TEXT_ROWS, Output
 from pipelines.report.stats import Floats, Histogram, Smallest, field_of, numbers, row_hashes
 
 POINTS = 1_200
@@ -244,7 +244,7 @@ def _fetch(output: Output, wanted: Mapping[str, list[tuple[str, int]]]) -> dict[
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for name, positions in by_file.items():
         first = 0
-        for batch in output.read(name):
+        for batch in output.read(name, batch_rows=TEXT_ROWS):
             here = [p for p in sorted(positions) if first <= p < first + batch.num_rows]
             if here:
                 rows = batch.take(pa.array([p - first for p in here])).to_pylist()

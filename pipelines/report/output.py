@@ -20,7 +20,8 @@ from schemas.errors import InputError, OutputError
 from transforms.shards.files import Folder, sidecar_name
 from transforms.shards.formats import format_of
 
-BATCH_ROWS = 16_384
+BATCH_ROWS = 16_384  # of numbers
+TEXT_ROWS = 512  # of texts, which may be long
 _JSON_CHUNK = 2_048
 
 
@@ -86,7 +87,9 @@ class Output:
 
     @cached_property
     def _listing(self) -> list[str]:
-        return [n for n in self.folder.find() if not _is_hidden(n)]
+        # Not the whole folder: `_tamis` may hold a file for every unit.
+        tables = ("data", "edits", "dropped", "dead", "attributes")
+        return [n for t in tables for n in self.folder.find(t) if not _is_hidden(n)]
 
     @property
     def attributes(self) -> list[str]:
@@ -126,9 +129,11 @@ class Output:
             for batch in read_batches(self.folder, name, columns, batch_rows=batch_rows):
                 yield name, batch
 
-    def read(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def read(
+        self, name: str, columns: Sequence[str] | None = None, *, batch_rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
         """Stream one file of the folder."""
-        return read_batches(self.folder, name, columns, batch_rows=BATCH_ROWS)
+        return read_batches(self.folder, name, columns, batch_rows=batch_rows)
 
     def leaves(self, table: str) -> list[str]:
         """Dotted leaf columns of a Parquet table (its first file); empty where there is none."""

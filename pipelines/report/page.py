@@ -36,6 +36,7 @@ _COLOURS = {
     "flag": charts.BEFORE,
 }
 _MAX_SHARDS = 50
+_MAX_CANDIDATE = 1_000
 _MAX_TEXT = 6_000  # characters of one text shown; a 50 MB text must not end in the page
 
 
@@ -382,6 +383,12 @@ def _sample(edit: Mapping[str, Any]) -> dict[str, Any]:
         "diff": word_diff(before, after),
         "heat": heat_pieces(before, edit.get("spans") or [], offset=edit["start"]),
         "label_rows": list(labels),
-        "candidates": (edit.get("candidates") or [])[:10],
+        "candidates": [
+            {**c, "text": _clip(c["text"] or "", _MAX_CANDIDATE)} for c in (edit.get("candidates") or [])[:10]
+        ],
         "cut": len(edit["before"]) > _MAX_TEXT or len(edit["after"]) > _MAX_TEXT,
     }
+
+
+def _clip(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[:limit] + " …"

@@ -589,3 +589,17 @@ def test_the_report_of_a_real_run_agrees_with_its_manifest(tmp_path):
     assert f"{totals['rows_changed']} were rewritten in part" in page
     assert "[redacted]" in page
     assert (out / "README.md").read_text().startswith("---\n")
+
+
+def test_a_very_long_text_does_not_end_in_the_page(tmp_path):
+    sample = build_output(tmp_path / "out", rows=10, shards=("a.parquet",), rude_share=1.0)
+    path = sample.path / "edits" / "a.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        row["before"] = "x1 " * 300_000
+        for candidate in row["candidates"]:
+            candidate["text"] = "x2 " * 300_000
+    pq.write_table(pa.Table.from_pylist(rows, schema=EDIT_SCHEMA), path)
+    page = build_report(str(sample.path))
+    assert len(page) < 2_000_000
+    assert "(cut)" in page
