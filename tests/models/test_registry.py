@@ -113,6 +113,24 @@ def test_a_folder_is_described_as_it_is_loaded(tmp_path):
     assert registry.describe("scorer", f"hf:{other}").revision != info.revision
 
 
+def test_a_hub_model_is_pinned_to_its_commit(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = save_classifier(tmp_path / commit, labels=("neutral", "toxic"))
+    asked = []
+
+    def snapshot(repository, *, revision, allow_patterns, local_files_only):
+        asked.append((repository, revision, local_files_only))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    info = registry.describe("scorer", "hf:someone/toxic-tiny@v2")
+    assert (info.revision, info.source) == (commit, "someone/toxic-tiny@v2")
+    assert asked == [("someone/toxic-tiny", "v2", True)]  # HF_HUB_OFFLINE is set in tests
+    assert registry.load("scorer", "hf:someone/toxic-tiny@v2").score(["idiot"]).shape == (1, 1)
+
+
 def test_a_language_model_is_a_bare_folder_or_hf(tmp_path):
     folder = save_tiny_lm(tmp_path / "lm")
     bare, named = registry.describe("lm", str(folder)), registry.describe("lm", f"hf:{folder}")
