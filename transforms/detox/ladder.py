@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from models.protocols import Encoder, ToxicityScorer
 from schemas.errors import ModelError
-from transforms.detox.assemble import removal_ranges
 from transforms.detox.checks import Source, Trial, failed_conditions
 from transforms.detox.gate import label_columns
 from transforms.detox.options import AcceptOptions
+from transforms.detox.removal import without_segments
 from transforms.detox.span_edits import join_spans, minimal_edits, redact_spans
 from transforms.requests import score_cached, similarity_cached
 from transforms.shards.cache import RequestCache
@@ -122,12 +122,14 @@ class Document:
 
     Attributes:
         text: Its original text.
-        segments: (start, end) of its segments, tiling it.
+        starts: Where its segments start; they tile it.
+        ends: Where they end.
         flagged: Indices of the flagged ones.
     """
 
     text: str
-    segments: tuple[tuple[int, int], ...]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
     flagged: tuple[int, ...]
 
 
@@ -263,14 +265,18 @@ def _drop_segment(
             unit.outcome = Outcome("drop_segment", "")
         else:
             document = documents[unit.row]
-            after = without_segments(document, document.flagged, unit.start, unit.end)
-            unit.outcome = Outcome("drop_segment", after)
-    for row in {u.row for u in waiting}:
-        mine = [u for u in units if u.row == row]
-        if not _readable(mine, documents[row]):
-            for unit in waiting:
-                if unit.row == row:
-                    unit.outcome = None
+            kept = without_segments(document.text, document.starts, document.ends, document.flagged)
+            parts = (document.text[max(a, unit.start) : min(b, unit.end)] for a, b in kept)
+            unit.outcome = Outcome("drop_segment", "".join(parts))
+    rows = {u.row: documents[u.row] for u in waiting}
+    mine: dict[int, list[Unit]] = {row: [] for row in rows}
+    for unit in units:
+        if unit.row in rows:
+            mine[unit.row].append(unit)
+    empty = {row for row, document in rows.items() if not _readable(mine[row], document)}
+    for unit in waiting:
+        if unit.row in empty:
+            unit.outcome = None
 
 
 def _drop_document(
@@ -298,18 +304,8 @@ _RUNGS: dict[str, _Rung] = {
 }
 
 
-def without_segments(document: Document, dropped: Sequence[int], start: int, end: int) -> str:
-    """`text[start:end]` less the dropped segments."""
-    ranges = removal_ranges(document.text, document.segments, dropped)
-    out, position = [], start
-    for a, b in sorted(ranges.values()):
-        out.append(document.text[position : max(position, min(a, end))])
-        position = max(position, min(b, end))
-    return "".join([*out, document.text[position:end]])
-
-
 def _readable(units: Sequence[Unit], document: Document) -> bool:
-    """Whether anything readable remains of a document."""
+    """Whether anything readable remains of a document (read from its start: mostly a few characters say so)."""
     whole = next((u for u in units if u.segment is None), None)
     if whole is not None:
         return whole.outcome is None or any(c.isalnum() for c in whole.outcome.after)

@@ -78,8 +78,11 @@ def localize_toxic_spans(
     column = batch.column(text_column)
     texts: list[str] = []
     places: list[tuple[int, int]] = []  # row, offset of the segment in its text
+    text, current = "", -1
     for row, start, end in flagged_segments(toxicity):
-        texts.append(column[row].as_py()[start:end])
+        if row != current:  # a text may be huge: it is decoded once
+            text, current = column[row].as_py(), row
+        texts.append(text[start:end])
         places.append((row, start))
     found = find_spans(texts, localizers)
     spans: list[list[dict[str, object]] | None] = [[] if v.is_valid else None for v in column]
@@ -102,8 +105,8 @@ def flagged_segments(toxicity: pa.Array) -> list[tuple[int, int, int]]:
     for row in flagged_rows(toxicity):
         segments = toxicity[row]["segments"].values
         marks = np.flatnonzero(segments.field("flagged").to_numpy(zero_copy_only=False))
-        starts, ends = segments.field("start"), segments.field("end")
-        out.extend((row, starts[i].as_py(), ends[i].as_py()) for i in marks.tolist())
+        starts, ends = (segments.field(k).to_numpy()[marks].tolist() for k in ("start", "end"))
+        out.extend((row, a, b) for a, b in zip(starts, ends, strict=True))
     return out
 
 
@@ -116,15 +119,18 @@ def flagged_rows(toxicity: pa.Array) -> list[int]:
 
 def find_spans(texts: Sequence[str], localizers: Sequence[Localizer]) -> list[list[Span]]:
     """The united spans of every localiser, for each text: ascending, disjoint, `source` names joined by `+`."""
-    if not texts:
-        return []
-    each = [localizer.find(texts) for localizer in localizers]
-    return [unite([span for spans in of_text for span in spans]) for of_text in zip(*each, strict=True)]
+    if not texts or not localizers:
+        return [[] for _ in texts]
+    distinct = list(dict.fromkeys(texts))
+    each = [localizer.find(distinct) for localizer in localizers]
+    united = [unite([s for spans in of_text for s in spans]) for of_text in zip(*each, strict=True)]
+    found = dict(zip(distinct, united, strict=True))
+    return [found[t] for t in texts]
 
 
 def spans_for_text(text: str, localizers: Sequence[Localizer]) -> list[Span]:
     """`find_spans` of one text."""
-    return find_spans([text], localizers)[0] if localizers else []
+    return find_spans([text], localizers)[0]
 
 
 def unite(spans: Sequence[Span]) -> list[Span]:

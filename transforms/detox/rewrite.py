@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from models.protocols import Candidate, Generation, GenerationRequest, LanguageModel, Message, Sampling
@@ -162,9 +163,11 @@ class Planner:
                 return [Unit(row, None, start, end, ((start, end),))], 0
         units: list[Unit] = []
         overlong = 0
-        for index, segment in enumerate(toxicity["segments"].as_py()):
-            start, end = core(text, segment["start"], segment["end"])
-            if segment["flagged"] and end > start:
+        segments = toxicity["segments"].values
+        starts, ends = segments.field("start"), segments.field("end")
+        for index in np.flatnonzero(segments.field("flagged").to_numpy(zero_copy_only=False)).tolist():
+            start, end = core(text, starts[index].as_py(), ends[index].as_py())
+            if end > start:
                 pieces, lost = self._pieces(text, start, end)
                 overlong += lost
                 if pieces != [(start, end)] and spans:

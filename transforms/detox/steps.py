@@ -275,7 +275,7 @@ class AcceptRewrites:
         return _load("encoder", self.encoder, self.encoder_options)
 
 
-def _load(kind: str, name: str, options: ModelOptions = ()) -> Any:
+def _load(kind: Any, name: str, options: ModelOptions = ()) -> Any:
     from models import registry
 
     return registry.load(kind, name, **dict(options))
