@@ -64,7 +64,7 @@ def _coarse(a: Sequence[str], b: Sequence[str]) -> list[Piece]:
 
 
 def _merge(pieces: list[Piece]) -> list[Piece]:
-    """Join neighbours, fold slight equal runs between changes into them, put each deletion before its insertion."""
+    """Fold slight equal runs between changes into them, put each deletion before its insertion, join neighbours."""
     pieces = [p for p in pieces if p[1]]
     out: list[Piece] = []
     deleted, inserted = "", ""
@@ -76,10 +76,40 @@ def _merge(pieces: list[Piece]) -> list[Piece]:
         elif (deleted or inserted) and i + 1 < len(pieces) and _is_slight(text):
             deleted, inserted = deleted + text, inserted + text
         else:
-            out += [("delete", deleted), ("insert", inserted), ("equal", text)]
+            out += [*_change(deleted, inserted), ("equal", text)]
             deleted, inserted = "", ""
-    out += [("delete", deleted), ("insert", inserted)]
-    return [p for p in out if p[1]]
+    return _join(out + _change(deleted, inserted))
+
+
+def _change(deleted: str, inserted: str) -> list[Piece]:
+    """One replacement; blanks at the ends of both sides are no part of it."""
+    start = 0
+    while (
+        start < min(len(deleted), len(inserted))
+        and deleted[start] == inserted[start]
+        and deleted[start].isspace()
+    ):
+        start += 1
+    a, b = len(deleted), len(inserted)
+    while min(a, b) > start and deleted[a - 1] == inserted[b - 1] and deleted[a - 1].isspace():
+        a, b = a - 1, b - 1
+    return [
+        ("equal", deleted[:start]),
+        ("delete", deleted[start:a]),
+        ("insert", inserted[start:b]),
+        ("equal", deleted[a:]),
+    ]
+
+
+def _join(pieces: list[Piece]) -> list[Piece]:
+    """Drop empty pieces and make one of neighbours of a kind."""
+    out: list[Piece] = []
+    for kind, text in pieces:
+        if text and out and out[-1][0] == kind:
+            out[-1] = (kind, out[-1][1] + text)
+        elif text:
+            out.append((kind, text))
+    return out
 
 
 def _is_slight(text: str) -> bool:
