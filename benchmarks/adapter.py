@@ -40,6 +40,8 @@ BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED, RESULTS = ROOT / "models" / "adapters" / "detox", ROOT / "docs" / "results" / "adapter.md"
 FLOOR, CEILING = 0.55, 0.4  # of similarity and of the target's toxicity, for pairs that are trained on
+SLACK = 0.1  # of fusion score, that a reference may lie below a text's best one
+JOINED = 0.12  # share of pairs also joined with another to a longer text
 LEGEND = """`answered`: share of rows with an answer that closes its tag. `nontoxic`: share the six-label model (`jigsaw-bilstm`)
 scores below 0.5, no answer counting as toxic; `nontoxic linear`: the same by the linear model, which neither filtered
 pairs nor ranked. `toxicity`: the six-label model's mean. `similarity`: mean cosine (minilm) to the source. `joint`: mean
@@ -100,26 +102,28 @@ def sentence_case(text: str) -> str:
 
 
 def prepare(tsv: Path, work: Path, *, floor: float, ceiling: float) -> None:
-    """Write `pairs/<split>.parquet`: source, target and what the filters saw of them."""
+    """Write `pairs/<split>/pairs.parquet`: source, target and what the filters saw of them."""
     with tsv.open(encoding="utf-8", newline="") as stream:
         dealt = split_rows(list(csv.DictReader(stream, delimiter="\t")))
-    folder = work / "pairs"
     for name, rows in dealt.items():
-        pairs = [
-            {"row": i, "source": row["toxic"].strip(), "target": row[f"neutral{k}"].strip()}
-            for i, row in enumerate(rows)
-            for k in (1, 2, 3)
-            if (row[f"neutral{k}"] or "").strip()
-        ]
-        measured = measure(pairs)
+        pairs = measure(
+            [
+                {"row": i, "source": row["toxic"].strip(), "target": row[f"neutral{k}"].strip()}
+                for i, row in enumerate(rows)
+                for k in (1, 2, 3)
+                if (row[f"neutral{k}"] or "").strip()
+            ]
+        )
+        said = f"{name}: {len(rows):,} rows, {len(pairs):,} pairs"
         if name == "train":
-            kept = [p for p in measured if keeps(p, floor=floor, ceiling=ceiling)]
-            measured = [styled for p in kept for styled in [style(p)]]
-            print(f"{name}: {len(rows):,} rows, {len(pairs):,} pairs, {len(measured):,} kept")
-        else:
-            print(f"{name}: {len(rows):,} rows, {len(pairs):,} pairs")
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(measured), folder / name / "pairs.parquet")
+            kept = keep_near_best([p for p in pairs if keeps(p, floor=floor, ceiling=ceiling)])
+            pairs = [style(p) for p in kept]
+            joined = join_some(pairs)
+            said += f", {len(pairs):,} kept, {len(joined):,} joined"
+            pairs += joined
+        (work / "pairs" / name).mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(pairs), work / "pairs" / name / "pairs.parquet")
+        print(said)
 
 
 def measure(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -149,6 +153,41 @@ def keeps(pair: dict[str, Any], *, floor: float, ceiling: float) -> bool:
     """Whether a pair teaches: its target is another text, near in meaning, and no longer toxic."""
     changed = normalise(pair["source"]) != normalise(pair["target"])
     return changed and pair["similarity"] >= floor and pair["tox_target"] < ceiling
+
+
+def keep_near_best(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of several references to one text those near the best by fusion score: the others blur what is learned."""
+    best: dict[str, float] = {}
+    for p in pairs:
+        best[p["source"]] = max(best.get(p["source"], -1.0), fusion(p))
+    return [p for p in pairs if fusion(p) >= best[p["source"]] - SLACK]
+
+
+def fusion(pair: dict[str, Any]) -> float:
+    """0.5 similarity - 0.5 toxicity of a pair's target."""
+    return 0.5 * float(pair["similarity"]) - 0.5 * float(pair["tox_target"])
+
+
+def join_some(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Longer texts made of two pairs: both toxic, or a harmless sentence beside a toxic one, which must stay."""
+    joined = []
+    far = len(pairs) // 2  # neighbours are often two references to one text
+    for one, other in zip(pairs, [*pairs[far:], *pairs[:far]], strict=True):
+        draw = derive_seed(0, "join", one["source"], other["source"]) % 1000 / 1000
+        if draw >= JOINED:
+            continue
+        first = one["source"] if draw < JOINED / 3 else one["target"]
+        sides = [(first, one["target"]), (other["source"], other["target"])]
+        if draw >= JOINED * 2 / 3:
+            sides.reverse()
+        source, target = (" ".join(stopped(text) for text in texts) for texts in zip(*sides, strict=True))
+        joined.append({**other, "source": source, "target": target})
+    return joined
+
+
+def stopped(text: str) -> str:
+    """The text with a sentence's end, in sentence case."""
+    return sentence_case(text if text[-1:] in ".!?" else text + ".")
 
 
 def style(pair: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +360,9 @@ changes what it should not, which is why the job checks every candidate and fall
 {data["counts"]["rows"]:,} pairs of ParaDetox (CC0), {data["held_out"]} of them for watching the loss; no text of it is in this repository.
 1,000 rows (split off by a hash of their content) were never trained on and give the figures below; {CHOOSE} more chose between
 runs. Left out of training: pairs whose sides are equal, whose target the six-label model scores {CEILING:g} or more, or
-whose sides are further apart than cosine {FLOOR:g} (minilm). Both sides of a pair were given one style of case and final
+whose sides are further apart than cosine {FLOOR:g} (minilm); of several references to a text those {SLACK:g} of fusion score or
+more below its best. {JOINED:.0%} of the pairs were also joined with another to a longer text, some with a harmless sentence
+that has to stay as it is. Both sides of a pair were given one style of case and final
 punctuation, so that the model keeps the style it meets.
 
 ## Figures on the held-out rows

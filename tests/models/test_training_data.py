@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.lm.chat import encode_chat
@@ -39,6 +39,7 @@ def test_text_is_learned_whole_and_ends_with_eos():
 
 
 @given(length=st.integers(1, 60), max_length=st.integers(8, 20))
+@settings(deadline=None)
 def test_long_text_is_cut_and_nothing_lost(length, max_length):
     text = "".join(chr(97 + i % 26) for i in range(length))
     examples, counts = encode(DataForm("text"), [{"text": text}], max_length)
@@ -144,6 +145,7 @@ def test_columns_that_tell_nothing_are_an_error():
 
 
 @given(st.text(), st.floats(0, 0.99))
+@settings(deadline=None)
 def test_the_split_is_by_content_and_monotone(key, fraction):
     assert not is_held_out(key, 0.0)
     assert is_held_out(key, fraction) == is_held_out(key, fraction)
@@ -156,6 +158,7 @@ def test_the_split_holds_out_the_share_asked_for():
 
 
 @given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
+@settings(deadline=None)
 def test_common_prefix(one, other):
     prefix = common_prefix(one, other)
     n = len(prefix)
