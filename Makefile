@@ -72,7 +72,7 @@ format: $(INSTALLED)  ## Format, and mend what the linter can
 hooks: $(INSTALLED)  ## Run the checks before every commit
 	$(BIN)/pre-commit install
 
-constraints: $(INSTALLED)  ## Write constraints.txt anew from what the environment holds
+constraints: $(INSTALLED)  ## Write constraints.txt anew from what the (fresh: make distclean) environment holds
 	@{ sed -n '/^#/p' constraints.txt; \
 	   $(PYTHON) -m pip --disable-pip-version-check freeze --exclude-editable --exclude pip --exclude setuptools \
 	     --exclude wheel --exclude tamis | sed -E 's/^(torch==[^+]+)\+.*/\1/'; } > constraints.new
