@@ -99,7 +99,7 @@ def edit_stats(output: Output, *, per_group: int = 5) -> EditStats | None:
         return None
     stats.points = [(t, s, "chosen") for t, s in chosen.items]
     stats.points += [(t, s, "not chosen") for t, s in others.items[: POINTS - len(stats.points)]]
-    stats.samples = _fetch(output, {title: kept.items for title, kept in groups.items()})
+    stats.samples = _fetch(output, _distinct(groups, per_group))
     return stats
 
 
@@ -112,7 +112,9 @@ def _groups(k: int) -> dict[str, Smallest]:
         "Kept and flagged",
         "Dropped with the document",
     )
-    return {title: Smallest(k) for title in titles}
+    return {
+        title: Smallest(k * len(titles)) for title in titles
+    }  # some of each will stand in an earlier group
 
 
 def _add_numbers(stats: EditStats, batch: pa.RecordBatch) -> None:
@@ -252,11 +254,16 @@ def _fetch(output: Output, wanted: Mapping[str, list[tuple[str, int]]]) -> dict[
             first += batch.num_rows
             if first > max(positions):
                 break
+    return {title: [found[r] for r in refs] for title, refs in wanted.items()}
+
+
+def _distinct(groups: Mapping[str, Smallest], k: int) -> dict[str, list[tuple[str, int]]]:
+    """The first k of each group that stand in none before it."""
     seen: set[tuple[str, int]] = set()
-    out: dict[str, list[dict[str, Any]]] = {}
-    for title, refs in wanted.items():
-        fresh = [r for r in refs if r not in seen]
+    out: dict[str, list[tuple[str, int]]] = {}
+    for title, kept in groups.items():
+        fresh = [r for r in kept.items if r not in seen][:k]
         seen.update(fresh)
         if fresh:
-            out[title] = [found[r] for r in fresh]
+            out[title] = fresh
     return out

@@ -257,7 +257,7 @@ def _flow(documents: DocumentStats | None, edits: EditStats | None) -> dict[str,
             title="Edits by rung",
         )
         if edits.reasons:
-            found = edits.reasons.most_common(14)
+            found = [(name.replace("_", " "), float(n)) for name, n in edits.reasons.most_common(14)]
             shares = [f"{count(n)} ({percent(_share(n, edits.candidates['all']))})" for _, n in found]
             out["reasons"] = charts.bars(
                 found, colour=charts.MUTED, suffixes=shares, title="Candidates by failed condition"
