@@ -53,8 +53,9 @@ class _Found(NamedTuple):
 class LexiconScorer:
     """Scores texts by the listed words in them; one label, `toxicity`.
 
-    A text's score is `1 - prod(1 - weight)` over the terms found (the noisy-or of independent evidence): 0 where
-    there is none, the term's weight where there is one, towards 1 with each further one.
+    A text's score is `1 - prod(1 - weight)` over the different terms found (the noisy-or of independent evidence): 0
+    where there is none, the term's weight where there is one, towards 1 with each further one. A term that repeats
+    counts once, so a long text is not condemned for one mild word.
 
     Args:
         terms: Term -> weight in (0, 1].
@@ -80,9 +81,11 @@ class LexiconScorer:
 
     def score(self, texts: Sequence[str]) -> FloatArray:
         """Score n texts of any length: float32 of shape (n, 1)."""
-        total = np.zeros(len(texts))
-        for doc, _, _, term in self._search(texts):
-            total += np.bincount(doc, self._evidence[term], minlength=len(texts))
+        keys = [doc * len(self.terms) + term for doc, _, _, term in self._search(texts)]
+        # In ascending order: a sum of floats depends on its order, a text's score must not depend on its neighbours.
+        distinct = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
+        doc, term = distinct // len(self.terms), distinct % len(self.terms)
+        total = np.bincount(doc, self._evidence[term], minlength=len(texts))
         return np.abs(np.expm1(total)).astype(np.float32)[:, None]  # abs: -0.0 looks odd in a report
 
     def find(self, text: str) -> list[Match]:

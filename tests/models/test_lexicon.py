@@ -92,13 +92,14 @@ def test_other_words_numbers_and_signs_are_left_alone(words, text):
     assert words.score([text]).tolist() == [[0.0]]
 
 
-def test_a_score_grows_with_each_term_and_lies_in_the_unit_interval(words):
-    texts = ["fine", "idiot", "idiot moron", "idiot " * 500]
+def test_a_score_grows_with_each_different_term_and_lies_in_the_unit_interval(words):
+    texts = ["fine", "idiot", "idiot moron", "1d10t idiot " * 500, "idiot moron stupid asshole hell"]
     one, two = 0.7, 1 - 0.3 * 0.25
     scores = words.score(texts)
-    assert scores.shape == (4, 1) and scores.dtype == np.float32
-    np.testing.assert_allclose(scores[:3, 0], [0.0, one, two], rtol=1e-6)
-    assert two < scores[3, 0] <= 1.0
+    assert scores.shape == (5, 1) and scores.dtype == np.float32
+    # A term that repeats counts once, in whatever disguise.
+    np.testing.assert_allclose(scores[:4, 0], [0.0, one, two, one], rtol=1e-6)
+    assert two < scores[4, 0] <= 1.0
 
 
 def test_terms_do_not_reach_from_one_text_into_the_next(words):
