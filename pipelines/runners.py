@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -257,7 +258,7 @@ def check_dry_run(result: Any, args: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def calm() -> Iterator[None]:
-    """Keep Beam's own log, and the ends of its threads, off the user's terminal; `TAMIS_DEBUG=1` shows all.
+    """Keep Beam's log, libraries' warnings and the ends of threads off the user's terminal; `TAMIS_DEBUG=1` shows all.
 
     Beam logs optional packages it lacks, every pickled lambda, and for a failed bundle the whole traceback several
     times over. What matters of it reaches the user as one line, through `explain`.
@@ -282,7 +283,9 @@ def calm() -> Iterator[None]:
     printing = vars(harness).get("print", print)
     vars(harness)["print"] = lambda *_, **__: None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside the libraries are not the user's to mend
+            yield
     finally:
         root.setLevel(levels[0])
         beam.setLevel(levels[1])
