@@ -135,7 +135,7 @@ class Candidate:
     index: int  # within its temperature
     seed: int
     tokens: int
-    finish: str  # stop | length
+    finish: str  # stop (a stop string was met, and cut off) | eos (the model ended its turn) | length
     logprob: float | None = None  # mean log-probability per token under the sampled distribution's base model
 
 
