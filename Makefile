@@ -45,7 +45,7 @@ models: $(INSTALLED)  ## The embedded default models, fetched, verified and conv
 	@$(OFFLINE) $(BIN)/tamis models pull
 
 demo: models  ## Detoxify examples/corpus.jsonl with the embedded models into demo-out/
-	$(OFFLINE) $(BIN)/tamis detox examples/corpus.jsonl --output demo-out
+	$(OFFLINE) $(BIN)/tamis detox examples/corpus.jsonl --output demo-out --overwrite
 	@echo
 	@echo "The report: file://$(CURDIR)/demo-out/report.html"
 	@echo "What was changed: $(BIN)/tamis diff demo-out"
