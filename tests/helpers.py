@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.run import RunResult, RunSettings, run_job
 from schemas import flight
 from schemas.errors import FatalStepError
+from schemas.fingerprint import digest
 from transforms.shards.assemble import assemble_shard
 from transforms.shards.engine import Job, read_units
 from transforms.shards.files import Folder
@@ -124,12 +126,7 @@ class Log:
 
     def __call__(self, batch: pa.RecordBatch, context: StepContext) -> pa.RecordBatch:
         assert context.key is not None
-        line = f"{context.key.shard} {context.key.unit} {batch.num_rows}\n".encode()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            os.write(descriptor, line)  # one write below PIPE_BUF: atomic between processes
-        finally:
-            os.close(descriptor)
+        append_line(self.path, f"{context.key.shard} {context.key.unit} {batch.num_rows}")
         return batch
 
 
@@ -157,6 +154,41 @@ class StopAt:
                 os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}[self.how]
             )
         return batch
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Asks a pretended model about every text, through the request cache; each question is written down, as a bill is."""
+
+    bill: str
+    seconds: float = 0.0
+    label: str = "AskModel"
+
+    def setup(self, context: StepContext) -> None: ...
+
+    def __call__(self, batch: pa.RecordBatch, context: StepContext) -> pa.RecordBatch:
+        assert context.cache is not None
+        texts = batch.column(context.text_column).to_pylist()
+        answers = []
+        for text in texts:
+            key = digest("ask", text or "")
+            (answer,) = context.cache.get_many([key])
+            if answer is None:
+                append_line(self.bill, key.hex())
+                time.sleep(self.seconds)
+                answer = (text or "").upper().encode()
+                context.cache.put_many({key: answer})
+            answers.append(answer.decode())
+        return flight.set_attribute(batch, "answer", pa.array(answers, pa.string()))
+
+
+def append_line(path: str, line: str) -> None:
+    """Append a line to a file that other processes append to as well."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, line.encode() + b"\n")  # one write below PIPE_BUF: atomic between processes
+    finally:
+        os.close(descriptor)
 
 
 def logged(path: Path) -> list[tuple[str, int, int]]:
