@@ -174,11 +174,25 @@ def main() -> None:
     parser.add_argument("--datatrove-python", default=sys.executable)
     parser.add_argument("--child")
     args = parser.parse_args()
+    if args.child == "corpus":
+        make_corpus(args.source, args.docs, args.shards)
+        return
     if args.child:
         child(args.child, args.source, args.work / args.child, args.workers)
         return
     source = args.work / f"corpus-{args.docs}"
-    make_corpus(source, args.docs, args.shards)
+    # In a process of its own: a child's peak memory would count what its parent had held when it was forked.
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        "corpus",
+        "--source",
+        str(source),
+        "--docs",
+        str(args.docs),
+    ]
+    subprocess.run([*command, "--shards", str(args.shards)], check=True)
     kinds = args.contestants.split(",")
     if (
         "datatrove" in kinds

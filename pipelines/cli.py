@@ -245,11 +245,15 @@ def score(
 
 
 @app.command()
-def status(out: Out, storage_option: Storage = None) -> None:
+def status(
+    out: Out,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    storage_option: Storage = None,
+) -> None:
     """Say how far a job is: units, shards, rates, dead rows, and whether it can be resumed."""
     from pipelines.status import show_status
 
-    show_status(out, options=_pairs(storage_option))
+    show_status(out, options=_pairs(storage_option), as_json=as_json)
 
 
 @app.command(epilog='Example: tamis inspect clean/ where "toxicity_after < toxicity_before" --table edits')

@@ -315,7 +315,7 @@ def _progress(
         return
     from pipelines.progress import ProgressReporter
 
-    with ProgressReporter(output.url, mode=settings.progress):
+    with ProgressReporter(output.url, mode=settings.progress, options=output.options):
         yield
 
 

@@ -43,6 +43,7 @@ def build_job(config: ScoreConfig) -> Job:
         steps=(ScoreTexts(scorer=config.scorer, attribute=config.attribute),),
         config={"scorer": config.scorer, "attribute": config.attribute},
         models=(asdict(info),),
+        on_finish="pipelines.report:write_report",
         input_options=config.storage_options,
         output_options=config.storage_options,
     )
@@ -66,3 +67,4 @@ def print_result(config: ScoreConfig, result: RunResult) -> None:
     totals = result.manifest["totals"]
     print(f"{result.state}: {totals['rows_kept']} rows scored, {totals['rows_dead']} dead")
     print(f"scores: {config.output}/attributes/{config.attribute}")
+    print(f"report: {config.output}/report.html")

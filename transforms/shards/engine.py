@@ -7,6 +7,7 @@ before the next is read, and no document text crosses a shuffle. What is shuffle
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -60,7 +61,7 @@ class Job:
         assemble: How shards are written.
         max_dead: More dead rows than this stop the run; None means any number.
         cache_url: Where model answers are kept; None means `OUT/_tamis/cache`.
-        on_finish: `module:function` called with the output URL before the manifest is written (the report).
+        on_finish: `module:function` called with the output URL and `options=` once the manifest is there (the report).
         input_options: fsspec options of the input.
         output_options: fsspec options of the output.
         limits: Unit size, where the user sets none.
@@ -449,7 +450,9 @@ def finish_job(entries: list[dict[str, Any]], job: Job) -> dict[str, Any]:
     hook = None
     if job.on_finish:
         module, _, function = job.on_finish.partition(":")
-        hook = getattr(importlib.import_module(module), function)
+        hook = functools.partial(
+            getattr(importlib.import_module(module), function), options=dict(job.output_options)
+        )
     facts = {
         "job": job.name,
         "config": dict(job.config),
