@@ -42,6 +42,7 @@ def accept_rewrites(
     text_column: str,
     scorer: ToxicityScorer,
     encoder: Encoder | None,
+    lexicon: ToxicityScorer | None = None,
     options: AcceptOptions = ACCEPT_DEFAULTS,
     gate: GateOptions = GATE_DEFAULTS,
     segmenting: SegmentOptions = SEGMENT_DEFAULTS,
@@ -57,6 +58,7 @@ def accept_rewrites(
         text_column: Name of the text column.
         scorer: The ranker: the gate's classifier.
         encoder: For similarity; may be None where no rung needs it (`redact`, `drop_*`, `flag`).
+        lexicon: Word list whose strong words no replacement may hold; None = none.
         options: Ranking, conditions, ladder.
         gate: The gate's options: its labels, and its threshold where `options` names none.
         segmenting: How changed texts are cut for the second look: as the originals were.
@@ -69,7 +71,7 @@ def accept_rewrites(
         The batch; text outside the edits is untouched, to the byte.
     """
     count = count or (lambda name, amount: None)
-    judge = Judge(scorer, encoder, options.under(gate), gate.labels, cache)
+    judge = Judge(scorer, encoder, options.under(gate), gate.labels, cache, lexicon)
     documents, units = collect_units(batch, text_column, judge)
     rank_candidates(batch, units, judge)
     count("accept.candidates", sum(len(u.candidates) for u in units))

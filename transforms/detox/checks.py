@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from rapidfuzz.distance import Levenshtein
+
 from transforms.detox.language import differs_in_language, function_words
 from transforms.detox.options import AcceptOptions
 
@@ -22,6 +24,7 @@ _NUMBER = re.compile(r"(?<![^\W\d_])(?<![\d.,])\d+(?:[.,:/]\d+)*")
 _URL = re.compile(r"(?:https?://|ftp://|www\.)[^\s<>\"'`]+", re.IGNORECASE)
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
 _MENTION = re.compile(r"(?<![\w@.])@\w+")
+_SHORTEST_DISGUISED = 4
 _NEGATOR = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|nowhere|neither|nor|without|cannot|hardly"
     r"|(?:ai|are|ca|could|did|does|do|had|has|have|is|might|must|need|ought|should|was|were|wo|would)n\s?['’]?t"
@@ -97,12 +100,14 @@ class Trial:
         toxicity: Its score.
         similarity: Cosine to the source.
         parsed: Whether it came out of its tags whole.
+        listed: Its lexicon score; 0 where there is no lexicon.
     """
 
     text: str
     toxicity: float
     similarity: float
     parsed: bool = True
+    listed: float = 0.0
 
 
 Check = Callable[[Source, Trial, AcceptOptions], str | None]
@@ -155,6 +160,30 @@ def improvement(source: Source, trial: Trial, options: AcceptOptions) -> str | N
 def similarity(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
     """Another meaning, by the encoder: `too_far`."""
     return "too_far" if trial.similarity < options.min_similarity else None
+
+
+def lexicon(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
+    """A strong word of the lexicon is in it, plain or in disguise, whatever the classifier says: `listed_word`."""
+    return "listed_word" if trial.listed >= options.max_listed else None
+
+
+def disguise(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
+    """A toxic word is still there, misspelt so that the classifier no longer knows it: `disguised`.
+
+    Sampling for low toxicity finds such words by itself, because the classifier ignores what it does not know.
+    """
+    toxic = set().union(*(_letters(source.text[s:e]) for s, e in source.spans)) - function_words("en")
+    new = _letters(trial.text) - _letters(source.text)
+    for word in new:
+        for bad in toxic:
+            if abs(len(word) - len(bad)) > 2 or len(bad) < _SHORTEST_DISGUISED:
+                continue
+            # One letter makes another word of a short one; a longer one is itself, misspelt.
+            errors = 0 if len(bad) < 5 else 1 if len(bad) < 8 else 2
+            longer = word.startswith(bad) and not word.endswith("ly")
+            if longer or Levenshtein.distance(word, bad, score_cutoff=errors) <= errors:
+                return "disguised"
+    return None
 
 
 def length(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
@@ -234,6 +263,8 @@ CHECKS: dict[str, Check] = {
     "toxicity": toxicity,
     "improvement": improvement,
     "similarity": similarity,
+    "lexicon": lexicon,
+    "disguise": disguise,
     "length": length,
     "numbers": numbers,
     "names": names,
@@ -243,8 +274,6 @@ CHECKS: dict[str, Check] = {
     "refusal": refusal,
     "copy": copy,
 }
-# What does not need a model: a candidate that fails here need not be ranked.
-MODEL_FREE = frozenset(CHECKS) - {"toxicity", "improvement", "similarity"}
 
 
 def normal_form(text: str) -> str:
@@ -283,6 +312,11 @@ def find_names(text: str) -> list[tuple[str, int, int]]:
             continue
         found.append((name, *word.span()))
     return found
+
+
+def _letters(text: str) -> set[str]:
+    """The words of a text, case-folded, without what joins their parts (`you're` is `youre`)."""
+    return {re.sub(r"['’.&-]", "", w.casefold()) for w in _WORD.findall(text)}
 
 
 def _plain_name(token: str) -> str:

@@ -33,14 +33,14 @@ FloatArray = npt.NDArray[np.float32]
 
 # A minimal edit changes nothing but the spans: its length and language are the source's.
 _EDIT_CONDITIONS = frozenset(
-    {"toxicity", "improvement", "similarity", "numbers", "names", "urls", "negation"}
+    {"toxicity", "improvement", "similarity", "lexicon", "disguise", "numbers", "names", "urls", "negation"}
 )
 # Candidates from which nothing is taken over: they are no rewriting of the source.
 _UNFIT = frozenset({"unparsed", "empty", "copy", "too_far", "refusal", "meta", "language"})
 # Where everything is flagged (gate "none"), some units score as harmless. A candidate may still improve them; but
 # nothing is cut out of, or dropped for, a text in which the scorer sees nothing wrong: it is kept, and said so.
 _HARMLESS_RUNGS = frozenset({"candidate", "flag"})
-_REDACTION_CONDITIONS = frozenset({"toxicity", "improvement"})
+_REDACTION_CONDITIONS = frozenset({"toxicity", "improvement", "lexicon"})
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ class Judge:
         options: Thresholds.
         labels: The score is the maximum over these; empty = the first label.
         cache: Where scores are remembered.
+        lexicon: Word list whose strong words no replacement may hold; None = none.
     """
 
     scorer: ToxicityScorer
@@ -150,6 +151,7 @@ class Judge:
     options: AcceptOptions
     labels: tuple[str, ...] = ()
     cache: RequestCache | None = None
+    lexicon: ToxicityScorer | None = None
 
     @property
     def columns(self) -> list[int]:
@@ -160,6 +162,12 @@ class Judge:
         """All labels (n, labels) and the score (n,) of n texts, in one call."""
         labels = score_cached(self.scorer, texts, self.cache)
         return labels, labels[:, self.columns].max(axis=1) if len(texts) else np.empty(0, np.float32)
+
+    def listed(self, texts: Sequence[str]) -> FloatArray:
+        """Lexicon score (n,) of n texts; zeros without a lexicon."""
+        if self.lexicon is None:
+            return np.zeros(len(texts), np.float32)
+        return score_cached(self.lexicon, texts, None)[:, 0]
 
     def similarity(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
         """Cosines of n pairs, in one call.
@@ -184,11 +192,14 @@ class Judge:
         """Measure n replacements of n sources."""
         labels, scores = self.toxicity(texts)
         cosines = self.similarity([(s.text, t) for s, t in zip(sources, texts, strict=True)])
+        listed = self.listed(texts)
         lam = self.options.fusion_lambda
         out = []
         for i, (source, text) in enumerate(zip(sources, texts, strict=True)):
             toxicity, cosine = float(scores[i]), float(cosines[i])
-            reasons = failed_conditions(source, Trial(text, toxicity, cosine), self.options, only=only)
+            reasons = failed_conditions(
+                source, Trial(text, toxicity, cosine, listed=float(listed[i])), self.options, only=only
+            )
             temperature, seed = origin[i] if origin else (None, None)
             fusion = (1 - lam) * cosine - lam * toxicity
             out.append(Scored(text, temperature, seed, labels[i], toxicity, cosine, fusion, tuple(reasons)))
@@ -248,9 +259,10 @@ def _redact(
         spans = join_spans(unit.source.text, unit.source.spans)
         if spans and any(c.isalnum() for c in redact_spans(unit.source.text, spans, "")):
             made.append((unit, redact_spans(unit.source.text, spans, token)))
-    labels, scores = judge.toxicity([text for _, text in made])
+    texts = [text for _, text in made]
+    (labels, scores), listed = judge.toxicity(texts), judge.listed(texts)
     for i, (unit, text) in enumerate(made):
-        trial = Trial(text, float(scores[i]), 1.0)
+        trial = Trial(text, float(scores[i]), 1.0, listed=float(listed[i]))
         if not failed_conditions(unit.source, trial, judge.options, only=_REDACTION_CONDITIONS):
             nothing = float("nan")
             scored = Scored(text, None, None, labels[i], trial.toxicity, nothing, nothing, ())

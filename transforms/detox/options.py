@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.protocols import Sampling
 
@@ -15,6 +15,8 @@ Condition = Literal[
     "toxicity",
     "improvement",
     "similarity",
+    "lexicon",
+    "disguise",
     "length",
     "numbers",
     "names",
@@ -28,6 +30,8 @@ CONDITIONS: tuple[Condition, ...] = (
     "toxicity",
     "improvement",
     "similarity",
+    "lexicon",
+    "disguise",
     "length",
     "numbers",
     "names",
@@ -177,6 +181,10 @@ class AcceptOptions(_Options):
     min_similarity: float = Field(
         default=0.45, ge=-1, le=1, description="Least cosine similarity of the replacement to its source."
     )
+    max_listed: Probability = Field(
+        default=0.5,
+        description="A replacement's lexicon score must be below this: no strong listed word is left.",
+    )
     fusion_lambda: Probability = Field(
         default=0.5, description="Rank by (1-lambda) * similarity - lambda * toxicity: 1 = toxicity only."
     )
@@ -191,8 +199,8 @@ class AcceptOptions(_Options):
         ge=0,
         description="Characters by which a replacement may differ in length whatever the ratio says.",
     )
-    skip: frozenset[Condition] = Field(
-        default=frozenset(), description=f"Conditions not to apply, of: {', '.join(CONDITIONS)}."
+    skip: tuple[Condition, ...] = Field(
+        default=(), description=f"Conditions not to apply, of: {', '.join(CONDITIONS)}."
     )
     ladder: tuple[Rung, ...] = Field(
         default=LADDER,
@@ -211,6 +219,12 @@ class AcceptOptions(_Options):
         default=True,
         description="Segment and score every changed text once more; a change that fails goes down the ladder.",
     )
+
+    @field_validator("skip")
+    @classmethod
+    def _in_order(cls, skip: tuple[Condition, ...]) -> tuple[Condition, ...]:
+        """One order for one set, so that the configuration's hash does not depend on how it was written."""
+        return tuple(c for c in CONDITIONS if c in skip)
 
     @property
     def toxicity_limit(self) -> float:

@@ -31,6 +31,18 @@ _DESCRIBED = re.compile(
 )
 _PLURAL_BEFORE = re.compile(r"\b(?:these|those|all)\s+(?:the\s+)?$", re.IGNORECASE)
 _PLURAL = re.compile(r"(?:[^s]s|people|men|women|folks)$", re.IGNORECASE)
+_PREPOSITION = re.compile(
+    r"\b(?:of|by|with|from|to|for|about|like|against|at|on|among|between|than|and|or|are|hate|help|call|called)\s+$",
+    re.IGNORECASE,
+)
+_CLAUSE_START = re.compile(
+    r"(?:[.!?;:]|,\s*(?:and|but|because|so)?|\b(?:because|that|if|when|but))\s+$", re.IGNORECASE
+)
+_VERB_AFTER = re.compile(
+    r"\s+(are|were|have|do|is|was|has|will|would|can|can't|could|should|don't|never|always|all|who)\b",
+    re.IGNORECASE,
+)
+_PLURAL_VERBS = frozenset({"are", "were", "have", "do", "don't"})
 # What follows a noun rather than an adjective: the end of a clause, or a function word.
 _AFTER_NOUN = re.compile(
     r"\s*(?:[.!?;:)\]\"”]|$|,\s*(?:and|or|but|who|which|you|i|we|he|she|they|it|so|the|this|that|stop|go)\b"
@@ -118,11 +130,17 @@ def neutralize_spans(source: str, spans: Spans) -> str:
 
     def noun(before: str, span: str, after: str) -> str:
         several = bool(_PLURAL_BEFORE.search(before))
-        if several and _PLURAL.search(span):
-            pass  # "those morons left": the ending says it
+        plural_form = bool(_PLURAL.search(span))
+        if (several or _PREPOSITION.search(before)) and plural_form:
+            pass  # "those morons left", "the fault of morons": the ending says it
+        elif not before.strip() or _CLAUSE_START.search(before):
+            verb = _VERB_AFTER.match(after)
+            if not verb or not (plural_form or verb.group(1).lower() in _PLURAL_VERBS):
+                return ""
+            plural_form = True  # "Morons are everywhere"
         elif not (_DETERMINER.search(before) or _DESCRIBED.search(before)) or not _AFTER_NOUN.match(after):
             return ""
-        plural = several or _PLURAL.search(span)
+        plural = several or plural_form
         word = "people" if plural else "person"
         return word.upper() if span.isupper() else word
 

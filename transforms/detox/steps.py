@@ -233,6 +233,7 @@ class AcceptRewrites:
         scorer_options: Its options.
         encoder: Name of the sentence encoder.
         encoder_options: Its options.
+        lexicon: Name of the word list whose strong words no replacement may hold; None = none.
         label: Name of the step.
     """
 
@@ -243,6 +244,7 @@ class AcceptRewrites:
     scorer_options: ModelOptions = ()
     encoder: str = "minilm"
     encoder_options: ModelOptions = ()
+    lexicon: str | None = "lexicon"
     label: str = "AcceptRewrites"
 
     def setup(self, context: StepContext) -> None:
@@ -253,6 +255,7 @@ class AcceptRewrites:
         """
         _load("scorer", self.scorer, self.scorer_options)
         self._encoder()
+        self._lexicon()
 
     def __call__(self, batch: pa.RecordBatch, context: StepContext) -> pa.RecordBatch:
         """Apply `accept_rewrites`."""
@@ -261,6 +264,7 @@ class AcceptRewrites:
             text_column=context.text_column,
             scorer=_load("scorer", self.scorer, self.scorer_options),
             encoder=self._encoder(),
+            lexicon=self._lexicon(),
             options=self.options,
             gate=self.gate,
             segmenting=self.segmenting,
@@ -268,6 +272,9 @@ class AcceptRewrites:
             count=context.count,
             stage=self.label,
         )
+
+    def _lexicon(self) -> Any:
+        return _load("scorer", self.lexicon) if self.lexicon else None
 
     def _encoder(self) -> Any:
         if {"candidate", "span_edit"}.isdisjoint(self.options.ladder):

@@ -221,6 +221,23 @@ def test_span_edits_take_over_what_a_candidate_changed_at_the_span():
     assert edit["action"] == "span_edit" and edit["candidates"][0]["reasons"] == ["numbers"]
 
 
+def test_no_replacement_holds_a_strong_listed_word():
+    batch = segment_text(in_flight(["What a stupid rule, you see."]), text_column="text")
+    batch = gate_toxicity(batch, text_column="text", classifier=WordScorer())
+    batch = localize_toxic_spans(batch, text_column="text", localizers=[OcclusionLocalizer(WordScorer())])
+    batch = rewrite_toxic_segments(
+        batch,
+        text_column="text",
+        model=Says("What a daft rule, you see.", "What a poor rule, you see."),
+        prompt=TagPrompt(),
+    )
+    common = {"text_column": "text", "scorer": WordScorer(), "encoder": BagEncoder()}
+    assert texts_of(accept_rewrites(batch, **common)) == ["What a daft rule, you see."]
+    listed = accept_rewrites(batch, lexicon=WordLexicon(["daft"]), **common)
+    assert texts_of(listed) == ["What a poor rule, you see."]
+    assert edits_of(listed)[0]["candidates"][0]["reasons"] == ["listed_word"]
+
+
 def test_paragraphs_survive_the_loss_of_a_segment():
     cases = {
         "One. You idiot!\n\nTwo.": "One.\n\nTwo.",

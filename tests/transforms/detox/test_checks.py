@@ -67,6 +67,13 @@ def test_every_condition_has_its_function():
         ("copy", "You  IDIOT", [], "you idiot", "copy"),
         ("copy", "You ｉｄｉｏｔ", [], "You idiot", "copy"),
         ("copy", "You idiot", [], "You idiots", None),
+        ("disguise", "You moronic fool", ["moronic"], "You moromic person", "disguised"),
+        ("disguise", "You idiot there", ["idiot"], "You idiott there", "disguised"),
+        ("disguise", "You idiot there", ["idiot"], "You idiots there", "disguised"),
+        ("disguise", "You idiot there", ["idiot"], "You person there", None),
+        ("disguise", "A damn idiot and a stupid one", ["idiot"], "A darn person and a stupid one", None),
+        ("disguise", "Youre stupid", ["Youre stupid"], "You're unwise", None),
+        ("disguise", "Damn it", ["Damn"], "Darn it", None),
         ("length", "You are a stupid and noisy man who lives next door.", [], "You.", "too_short"),
         ("length", "You are a stupid and noisy man.", [], "You are " + "very " * 30 + "noisy.", "too_long"),
         ("length", "Damn you!", [], "I am angry at you.", None),  # within the slack
@@ -83,6 +90,8 @@ def test_conditions_on_scores():
         ("toxicity", Trial("a", 0.49, 1), None),
         ("improvement", Trial("a", 0.7, 1), "not_less_toxic"),
         ("improvement", Trial("a", 0.69, 1), None),
+        ("lexicon", Trial("a", 0, 1, listed=0.5), "listed_word"),
+        ("lexicon", Trial("a", 0, 1, listed=0.4), None),
         ("similarity", Trial("a", 0, 0.49), "too_far"),
         ("similarity", Trial("a", 0, 0.5), None),
     ]:

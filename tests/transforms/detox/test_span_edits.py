@@ -49,6 +49,10 @@ def test_deletion_mends_the_hole(text, words, expected):
         ("Only an idiot would say so", ["idiot"], "Only a person would say so"),
         ("You are a stupid, noisy idiot.", ["stupid", "idiot"], "You are a noisy person."),
         ("That was a damn good idea", ["damn"], "That was a good idea"),
+        ("Morons are odious, please go", ["Morons"], "People are odious, please go"),
+        ("The smell of morons is bad", ["morons"], "The smell of people is bad"),
+        ("I said that idiots have no say", ["idiots"], "I said that people have no say"),
+        ("Stupid is as stupid does", ["Stupid"], "Is as stupid does"),
         ("I AM A FOOL", ["FOOL"], "I AM A PERSON"),
     ],
 )
