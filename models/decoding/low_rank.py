@@ -1,0 +1,315 @@
+"""Two LoRA adapters on one set of weights, in one forward pass.
+
+The base side's adapter is merged into the weights W, as for decoding it alone. What the toxic side has in its place is
+then a matrix of low rank too: W_toxic - W = s_t B_t A_t - s_b B_b A_b, and that is all that is kept of it. In a batch
+whose second half is the toxic side, each linear layer multiplies both halves by W in one go, reading it once, and adds
+the difference to the second half (as S-LoRA, Sheng et al. 2023, arXiv 2311.03285, serves adapters beside each other).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from models.lm.folder import ADAPTER_WEIGHTS, find_adapter, weight_files
+from models.lm.packed import PackedLinear
+
+_PREFIX = "base_model.model."
+_PLAIN: dict[
+    str, tuple[Any, ...]
+] = {  # settings of peft's that change what an adapter computes; with any other value it is not merely low rank
+    "peft_type": ("LORA",),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "alpha_pattern": (None, {}),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+}
+# A few rows have matrix kernels of their own, which may sum in another order.
+LEAST_ROWS = 4
+# Input features are added in multiples of this, as the matrix kernels like them.
+ALIGNMENT = 16
+
+
+class Factors(NamedTuple):
+    """A matrix of low rank, up @ down: shapes (out, rank) and (rank, in), float32."""
+
+    up: torch.Tensor
+    down: torch.Tensor
+
+
+def read_factors(adapter: str | Path) -> dict[str, Factors] | None:
+    """An adapter's change to each linear layer of its base model.
+
+    Args:
+        adapter: Name or folder of a LoRA adapter (`models.lm.folder.find_adapter`).
+
+    Returns:
+        By module name of the base model, with the adapter's scale in `up`; None for an adapter that changes the model
+        in another way than by adding matrices of low rank to linear layers (DoRA, embeddings, whole modules).
+
+    Raises:
+        ModelError: No such adapter.
+    """
+    folder = find_adapter(adapter)
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    if any(name in config and config[name] not in plain for name, plain in _PLAIN.items()):
+        return None
+    (file, *_) = weight_files(folder, ADAPTER_WEIGHTS)
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in _read(file).items():
+        name, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
+        if part not in ("A.weight", "B.weight") or tensor.ndim != 2:
+            return None
+        parts.setdefault(name, {})[part[0]] = tensor.float()
+    if any(set(part) != {"A", "B"} for part in parts.values()):
+        return None
+    alpha, rooted = float(config.get("lora_alpha") or 8), bool(config.get("use_rslora"))
+    factors = {}
+    for module, pair in parts.items():
+        rank = len(pair["A"])
+        factors[module] = Factors(pair["B"] * (alpha / (math.sqrt(rank) if rooted else rank)), pair["A"])
+    return factors
+
+
+def difference(toxic: dict[str, Factors], base: dict[str, Factors]) -> dict[str, Factors]:
+    """What must be added to the base side's weights to make them the toxic side's."""
+    result = {}
+    for name in [*toxic, *(name for name in base if name not in toxic)]:
+        sides = [(toxic[name], 1.0)] if name in toxic else []
+        sides += [(base[name], -1.0)] if name in base else []
+        result[name] = Factors(
+            torch.cat([sign * factors.up for factors, sign in sides], dim=1),
+            torch.cat([factors.down for factors, _ in sides]),
+        )
+    return result
+
+
+@dataclass
+class Switch:
+    """Which side the rows of a batch are: `base` (all), `toxic` (all), or `both` (the second half is toxic)."""
+
+    rows: str = "base"
+
+    @contextlib.contextmanager
+    def set(self, rows: str) -> Iterator[None]:
+        """Within the context, rows are as said."""
+        before, self.rows = self.rows, rows
+        try:
+            yield
+        finally:
+            self.rows = before
+
+
+class Siblings:
+    """Linear layers that read the same tensor (an attention's query, key and value), computed in one product.
+
+    Their input is widened by what the toxic side's adapters make of it, A x for toxic rows and zeros for the base's;
+    with the layers' weights W stacked, the whole is [W | B] [x; A x]. Two small products a layer would cost, at ten
+    rows, as much as a third of the model; this way they cost a few percent.
+
+    Args:
+        layers: The layers, `nn.Linear` or packed, of one input size.
+        factors: What the toxic side adds to each.
+        switch: Says which rows are the toxic side's.
+    """
+
+    def __init__(self, layers: Sequence[Any], factors: Sequence[Factors], switch: Switch) -> None:
+        self.switch = switch
+        self.in_features = layers[0].in_features
+        self.sizes = [layer.out_features for layer in layers]
+        rank = sum(len(down) for _, down in factors)
+        self.width = rank + -rank % ALIGNMENT
+        down = nn.functional.pad(torch.cat([down for _, down in factors]), (0, 0, 0, self.width - rank))
+        self.down = _linear(down, None, layers[0])
+        weight = torch.cat([_weight(layer) for layer in layers])
+        up = weight.new_zeros(len(weight), self.width)
+        row = column = 0
+        for part, _ in factors:
+            up[row : row + part.shape[0], column : column + part.shape[1]] = part
+            row, column = row + part.shape[0], column + part.shape[1]
+        biases = None
+        if any(layer.bias is not None for layer in layers):
+            biases = torch.cat([_bias(layer) for layer in layers])
+        self.wide = _linear(torch.cat([weight, up], dim=1), biases, layers[0])
+        self._rows: torch.Tensor | None = None  # the last input, while some layer has not taken its output
+        self._side = ""
+        self._outputs: list[torch.Tensor | None] = []
+
+    def compute(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(batch, ..., in_features) -> (batch, ..., out_features) for each layer."""
+        out = self.wide(self._widen(rows.reshape(-1, self.in_features)))
+        return out.view(*rows.shape[:-1], -1).split(self.sizes, dim=-1)
+
+    def take(self, rows: torch.Tensor, number: int) -> torch.Tensor:
+        """The output of layer `number`; the others' are kept until they are taken, or the input is another."""
+        known = self._rows is rows and self._side == self.switch.rows
+        output = self._outputs[number] if known else None
+        if output is None:
+            self._rows, self._side, self._outputs = rows, self.switch.rows, list(self.compute(rows))
+            output = self._outputs[number]
+            assert output is not None
+        self._outputs[number] = None
+        if not any(left is not None for left in self._outputs):
+            self._rows = None
+        return output
+
+    def _widen(self, flat: torch.Tensor) -> torch.Tensor:
+        first = {"base": len(flat), "both": len(flat) // 2, "toxic": 0}[self.switch.rows]
+        wide = flat.new_zeros(len(flat), self.in_features + self.width)
+        wide[:, : self.in_features] = flat
+        if first < len(flat):
+            toxic = flat[first:]
+            if len(toxic) < LEAST_ROWS:
+                toxic = nn.functional.pad(toxic, (0, 0, 0, LEAST_ROWS - len(toxic)))
+            wide[first:, self.in_features :] = self.down(toxic)[: len(flat) - first]
+        return wide
+
+
+class SidedLinear(nn.Module):
+    """A linear layer that has two sides; inference only.
+
+    Args:
+        siblings: The layers it is computed with.
+        number: Which of them it is.
+    """
+
+    def __init__(self, siblings: Siblings, number: int) -> None:
+        super().__init__()
+        self.siblings, self.number = siblings, number
+        self.in_features, self.out_features = siblings.in_features, siblings.sizes[number]
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Multiply: (batch, ..., in_features) -> (batch, ..., out_features)."""
+        return self.siblings.take(rows, self.number)
+
+
+def add_sides(model: Any, factors: dict[str, Factors]) -> Switch | None:
+    """Give a model's linear layers a toxic side, in place.
+
+    Args:
+        model: A transformers model, its base adapter merged; its linear layers may be packed.
+        factors: By module name.
+
+    Returns:
+        The switch of all layers; None (and the model unchanged) where a name or a shape does not fit, or a layer is of
+        another kind, or does not see the rows of a batch as they are (the experts of a mixture).
+    """
+    modules = dict(model.named_modules())
+    layers = {
+        name: modules[name] for name in factors if isinstance(modules.get(name), nn.Linear | PackedLinear)
+    }
+    if len(layers) < len(factors) or any(
+        type(layer) not in (nn.Linear, PackedLinear) for layer in layers.values()
+    ):
+        return None
+    for name in layers:
+        layer, (up, down) = modules[name], factors[name]
+        if (layer.out_features, layer.in_features) != (up.shape[0], down.shape[1]):
+            return None
+    groups = _siblings(model, layers)
+    if groups is None:
+        return None
+    switch = Switch()
+    for names in groups:
+        # A layer's own weights are freed before the next is copied.
+        siblings = Siblings([layers.pop(name) for name in names], [factors[name] for name in names], switch)
+        for number, name in enumerate(names):
+            parent, _, child = name.rpartition(".")
+            setattr(modules[parent] if parent else model, child, SidedLinear(siblings, number))
+            del modules[name]
+    return switch
+
+
+def sides_are_independent(model: Any) -> bool:
+    """Whether each sided layer gives a row the same bits whatever number of rows it is computed with."""
+    seen = set()
+    generator = torch.Generator().manual_seed(2)
+    with torch.inference_mode():
+        for module in model.modules():
+            if not isinstance(module, SidedLinear):
+                continue
+            siblings = module.siblings
+            shape = (siblings.in_features, siblings.width, *siblings.sizes)
+            if shape in seen:
+                continue
+            seen.add(shape)
+            rows = torch.randn(41, siblings.in_features, generator=generator).to(_weight(siblings.down))
+            for side in ("base", "toxic"):
+                with siblings.switch.set(side):
+                    whole = torch.cat(siblings.compute(rows), dim=1)
+                    for n in (1, 2, 3, 5, 11, 20, 33):
+                        if not torch.equal(torch.cat(siblings.compute(rows[-n:]), dim=1), whole[-n:]):
+                            return False
+    return True
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Module) -> nn.Module:
+    """A frozen linear layer, packed and of the dtype and device that another one is."""
+    wanted = _weight(like)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.to(wanted.device, wanted.dtype), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return PackedLinear(linear) if isinstance(like, PackedLinear) else linear
+
+
+def _weight(layer: Any) -> torch.Tensor:
+    """A linear layer's weight, (out, in); of a packed one too."""
+    return layer.packed.to_dense() if isinstance(layer, PackedLinear) else layer.weight.detach()
+
+
+def _bias(layer: Any) -> torch.Tensor:
+    return layer.bias.detach() if layer.bias is not None else _weight(layer).new_zeros(layer.out_features)
+
+
+def _siblings(model: Any, layers: dict[str, nn.Module]) -> list[list[str]] | None:
+    """Names of layers, those that read one tensor together; None where one does not read (batch, tokens, features)."""
+    seen: list[
+        tuple[torch.Tensor, list[str]]
+    ] = []  # the tensors are kept, so that none takes another's place
+    ids = torch.zeros(2, 3, dtype=torch.long, device=model.device)
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            for tensor, names in seen:
+                if tensor is inputs[0]:
+                    names.append(name)
+                    return
+            seen.append((inputs[0], [name]))
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    named = [name for _, names in seen for name in names]
+    if sorted(named) != sorted(layers) or any(tensor.shape[:2] != ids.shape for tensor, _ in seen):
+        return None
+    return [names for _, names in seen]
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
