@@ -111,6 +111,13 @@ def test_licence_is_the_whole_apache_2(project: dict[str, Any]) -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
+def test_gcp_pins_add_to_the_tested_set_and_change_nothing_of_it(pins: dict[str, str]) -> None:
+    lines = (ROOT / "docker/constraints-gcp.txt").read_text().splitlines()
+    added = {_normal(line.partition("==")[0]) for line in lines if line and not line.startswith("#")}
+    assert {"google-cloud-storage", "gcsfs", "google-cloud-dataflow-client"} <= added
+    assert not added & set(pins)
+
+
 # ------------------------------------------------------------------------------------------------------ containers
 
 
