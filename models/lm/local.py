@@ -26,7 +26,7 @@ from schemas.errors import ModelError
 # A tokenizer without a limit says so with a huge number.
 NO_LIMIT = 10**9
 # Rows decoded together on a CPU where that changes no bit: past this a core gains little more.
-EXACT_ROWS = 40
+EXACT_ROWS = 64
 # Where neither the model nor its tokenizer states a limit (ALiBi models): what most were trained with.
 DEFAULT_CONTEXT = 2048
 
@@ -48,7 +48,7 @@ class LocalLanguageModel:
         dtype: `auto` (bfloat16 where the hardware multiplies it, else float32), `float32` or `bfloat16`.
         device: `auto` (CUDA if there is one), or a torch device.
         threads: Torch threads while this model runs. More than one a worker process pays only on an idle machine.
-        batch_rows: Most candidates decoded together, of one or more requests; by default 40 where that changes no
+        batch_rows: Most candidates decoded together, of one or more requests; by default 64 where that changes no
             result, else those of one request.
         context_limit: Fewer tokens of prompt and continuation together than the model allows.
         merge_adapter: Merge the adapter into the weights (faster), or keep it apart.
