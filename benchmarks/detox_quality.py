@@ -185,10 +185,11 @@ def measure_conditions(data: Path) -> dict[str, Any]:
     for name, texts in (("human", rewrites), ("mismatched", mismatched)):
         after = classifier.score(texts)[:, 0]
         cosines = similarity_cached(encoder, list(zip(sources, texts, strict=True)), None)
+        listed = lexicon.score(texts)[:, 0]
         failed = []
         for i, text in enumerate(texts):
             source = Source(sources[i], float(before[i]), tuple((s.start, s.end) for s in spans[i]))
-            trial = Trial(text, float(after[i]), float(cosines[i]))
+            trial = Trial(text, float(after[i]), float(cosines[i]), listed=float(listed[i]))
             failed.append(failed_conditions(source, trial, ACCEPT_DEFAULTS))
         passed = np.array([not f for f in failed])
         kept = np.array([not set(f) - {"still_toxic", "not_less_toxic"} for f in failed])

@@ -153,8 +153,8 @@ def toxicity(source: Source, trial: Trial, options: AcceptOptions) -> str | None
 
 
 def improvement(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
-    """No less toxic than the source: `not_less_toxic`."""
-    return "not_less_toxic" if trial.toxicity >= source.toxicity else None
+    """Not noticeably less toxic than the source: `not_less_toxic`."""
+    return "not_less_toxic" if trial.toxicity > source.toxicity - max(options.min_gain, 1e-9) else None
 
 
 def similarity(source: Source, trial: Trial, options: AcceptOptions) -> str | None:

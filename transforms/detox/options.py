@@ -177,6 +177,11 @@ class AcceptOptions(_Options):
         description="A replacement must score below this. Empty = the gate's tau, so that a second run over the "
         "output finds nothing more to do.",
     )
+    min_gain: Probability = Field(
+        default=0.01,
+        description="A replacement must score at least this much below its source: less is the scorer's noise, and no "
+        "reason to change a text.",
+    )
     # Of 1,500 human rewrites of ParaDetox 6 % lie below 0.45 (MiniLM), of as many mismatched pairs 99.9 % do.
     min_similarity: float = Field(
         default=0.45, ge=-1, le=1, description="Least cosine similarity of the replacement to its source."
