@@ -47,8 +47,8 @@ class SoCDHook:
 
     def __call__(self, scores: torch.Tensor, sides: Sides, step: Step) -> torch.Tensor:
         """Edit the scores of a step in place; see `Hook`."""
-        _, toxic = sides
-        steering = steer(scores, toxic, self.settings, in_place=True)
+        base, toxic = sides
+        steering = steer(scores, toxic, self.settings, raw=base, in_place=True)
         if self.record:
             numbers = zip(steering.alpha.tolist(), steering.k.tolist(), steering.edited.tolist(), strict=True)
             for row, number, (alpha, k, edited) in zip(step.rows, step.numbers, numbers, strict=True):

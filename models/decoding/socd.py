@@ -45,6 +45,8 @@ class SoCDSettings:
         divergence: One of `models.decoding.divergence.DIVERGENCES`.
         dynamic_k: Edit up to floor(alpha * V) tokens; False edits up to `k_min` at every step.
         k_min: Fewest tokens that may be edited.
+        compare_raw: Compare the base's logits as they were before the repetition penalty. The paper compares after it;
+            but the penalty alone then makes the toxic model seem to prefer every word of the prompt.
         strength: Multiplies alpha where it is an edit's force, not where it is k's share; 1 is the paper.
         beta1: `vanilla_cd`'s weight of the base scores, beyond 1.
         beta2: `vanilla_cd`'s weight of the toxic logits.
@@ -55,6 +57,7 @@ class SoCDSettings:
     divergence: str = "l2"
     dynamic_k: bool = True
     k_min: int = 10
+    compare_raw: bool = False
     strength: float = 1.0
     beta1: float = 0.5
     beta2: float = 0.5
@@ -86,7 +89,7 @@ class SoCDSettings:
                 "plausible",
                 *(("divergence",) if self.plausible is None else ()),
             ),
-        }.get(self.mode, ("divergence", "dynamic_k", "k_min", "strength"))
+        }.get(self.mode, ("divergence", "dynamic_k", "k_min", "compare_raw", "strength"))
         return {"mode": self.mode} | {name: value for name, value in asdict(self).items() if name in names}
 
 
@@ -110,7 +113,12 @@ class Steering:
 
 
 def steer(
-    scores: torch.Tensor, toxic: torch.Tensor, settings: SoCDSettings, *, in_place: bool = False
+    scores: torch.Tensor,
+    toxic: torch.Tensor,
+    settings: SoCDSettings,
+    *,
+    raw: torch.Tensor | None = None,
+    in_place: bool = False,
 ) -> Steering:
     """Edit one step of any number of rows; each row by itself.
 
@@ -119,6 +127,8 @@ def steer(
             before temperature and truncation. Minus infinity stays so.
         toxic: The toxic model's logits z after the same tokens, same shape, any float dtype.
         settings: Mode and its parameters.
+        raw: The base model's logits before the repetition penalty, same shape; used where `compare_raw` is set, and by
+            default the scores themselves.
         in_place: Whether `scores` may be overwritten.
 
     Raises:
@@ -134,7 +144,8 @@ def steer(
         raise ValueError(f"base scores have shape {tuple(scores.shape)}, toxic logits {tuple(toxic.shape)}")
     s, z = scores.float(), toxic.float()
     s = s if in_place or s is not scores else s.clone()
-    delta, alpha, d = compare(s, z, settings.divergence)
+    p_scores = raw.float() if settings.compare_raw and raw is not None else s
+    delta, alpha, d = compare(p_scores, z, settings.divergence)
     k = edit_budget(alpha, s.shape[-1], settings)
     if settings.mode == "prompt_only":
         return Steering(s, delta, alpha, k, torch.zeros_like(k))

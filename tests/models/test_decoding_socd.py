@@ -111,6 +111,17 @@ def test_prompt_only_touches_nothing():
     assert steering.edited.tolist() == [0]
 
 
+def test_the_comparison_may_be_made_before_the_repetition_penalty():
+    penalised = S.clone()
+    penalised[0, 0] = 0.5
+    chosen = SoCDSettings(k_min=2, compare_raw=True)
+    steering = steer(penalised, Z, chosen, raw=S)
+    close(steering.alpha, [0.337645])
+    close(steering.scores, [[0.5, 0.657853, 0.157853, 0, -1, -2]])
+    assert not torch.equal(steer(penalised, Z, SoCDSettings(k_min=2), raw=S).scores, steering.scores)
+    assert torch.equal(steer(S, Z, chosen).scores, steer(S, Z, SoCDSettings(k_min=2)).scores)
+
+
 # -- bounds and failures -----------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,386 @@
+"""SoCD as a language model: two adapters on one base, or two models, on tiny random ones."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from models.decoding.low_rank import read_factors
+from models.decoding.model import SoCDModel
+from models.decoding.pair import TwoAdapters, TwoModels, check_one_vocabulary, load_pair
+from models.decoding.socd import SoCDSettings, steer
+from models.lm.local import LocalLanguageModel
+from models.protocols import GenerationRequest, LanguageModel, Message, Sampling
+from schemas.errors import ModelError
+from tests.models.tiny_lm import make_tokenizer, save_tiny_lm
+
+SAMPLING = Sampling(temperatures=(0.0, 0.8, 1.5), per_temperature=2, max_new_tokens=24)
+TEXTS = ("What a dumb idea.", "You stupid idiot, go away!", "Nice.")
+OPTIONS = {"dtype": "float32", "threads": 1, "device": "cpu"}
+
+
+def request(text, seed=5):
+    return GenerationRequest((Message("user", f"Rewrite: {text}"),), seed=seed, prefill="<answer>")
+
+
+REQUESTS = [request(text, seed) for seed, text in enumerate(TEXTS)]
+
+
+def save_adapter(folder, base, seed, *, targets="all-linear", r=4, scale=0.3, **changes):
+    """A LoRA adapter with random weights."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=r, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", **changes)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_base(folder, seed):
+    """A tiny model that is sure of something (untrained ones hardly differ), large enough for its layers to be packed."""
+    from transformers import AutoModelForCausalLM
+
+    save_tiny_lm(folder, seed=seed, hidden_size=64, intermediate_size=96, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(12)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A base model, another one, and adapters."""
+    folder = tmp_path_factory.mktemp("socd")
+    base = save_base(folder / "base", 0)
+    return {
+        "base": base,
+        "other": save_base(folder / "other", 1),
+        "a": save_adapter(folder / "a", base, 1),
+        "b": save_adapter(folder / "b", base, 2, r=6),
+        "near": save_adapter(folder / "near", base, 5, scale=0.02),
+        "few": save_adapter(folder / "few", base, 3, targets=["q_proj", "down_proj"], use_rslora=True),
+        "dora": save_adapter(folder / "dora", base, 4, use_dora=True),
+    }
+
+
+def texts_of(generations):
+    return [[candidate.text for candidate in generation.candidates] for generation in generations]
+
+
+def two_models(made, adapter, toxic_adapter, **options):
+    """What `load_pair` makes of adapters it cannot put on one base."""
+    options = {**OPTIONS, **options}
+    base, toxic = (LocalLanguageModel(made["base"], adapter=a, **options) for a in (adapter, toxic_adapter))
+    return TwoModels(base, toxic)
+
+
+# -- both sides in one forward pass ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(("adapter", "toxic"), [(None, "a"), ("a", "b"), ("a", "few"), ("few", None)])
+def test_two_adapters_on_one_base_are_two_models(made, adapter, toxic, fast):
+    adapter, toxic = (made[name] if name else None for name in (adapter, toxic))
+    one = load_pair(made["base"], adapter=adapter, toxic_adapter=toxic, fast=fast, **OPTIONS)
+    assert isinstance(one, TwoAdapters)
+    two = two_models(made, adapter, toxic, fast=fast)
+    ids = one.base.tokenizer.encode("You stupid thing")
+    with one.base.exclusive(), two.base.exclusive():
+        for side, expected in zip(one.logits(ids, 9), two.logits(ids, 9), strict=True):
+            torch.testing.assert_close(side, expected, rtol=1e-3, atol=1e-3)
+        base, toxic_side = two.logits(ids, 9)
+        assert (base - toxic_side).abs().max() > 0.05  # or the comparison shows nothing
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_decoders_give_both_sides_along_a_continuation(made, fast):
+    one = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["b"], fast=fast, **OPTIONS)
+    two = two_models(made, made["a"], made["b"], fast=fast)
+    prompt = one.base.encode(REQUESTS[0])
+    written = torch.randint(200, (5, 3), generator=torch.Generator().manual_seed(0))
+    seen = []
+    with torch.inference_mode():
+        for pair in (one, two):
+            decoder = pair.decoder()
+            steps = [decoder.start([prompt], 3, 8)]
+            steps += [decoder.step(tokens) for tokens in written[:3]]
+            decoder.keep([2, 1])
+            steps += [decoder.step(tokens[[2, 1]]) for tokens in written[3:]]
+            decoder.reset()
+            seen.append(steps)
+    for left, right in zip(*seen, strict=True):
+        for side, expected in zip(left, right, strict=True):
+            torch.testing.assert_close(side, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_each_side_reads_the_same_prompt(made):
+    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+    prompt = pair.base.encode(REQUESTS[1])
+    with pair.base.exclusive():
+        started = pair.decoder().start([prompt], 2, 4)
+        for side, expected in zip(started, pair.logits(prompt, 1), strict=True):
+            torch.testing.assert_close(side, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_base_side_alone_is_untouched_by_its_toxic_side(made):
+    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+    alone = LocalLanguageModel(made["base"], adapter=made["a"], **OPTIONS)
+    assert texts_of(pair.base.generate(REQUESTS, SAMPLING)) == texts_of(alone.generate(REQUESTS, SAMPLING))
+
+
+def test_another_kind_of_adapter_gets_its_own_weights(made):
+    assert read_factors(made["dora"]) is None
+    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["dora"], **OPTIONS)
+    assert isinstance(pair, TwoModels)
+
+
+@pytest.mark.parametrize("name", ["a", "few"])
+def test_factors_are_the_change_peft_makes(made, name):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(made["base"])
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(made["base"]), made[name])
+    before, after = plain.state_dict(), adapted.merge_and_unload().state_dict()
+    factors = read_factors(made[name])
+    changed = {key.removesuffix(".weight") for key in before if not torch.equal(before[key], after[key])}
+    assert set(factors) == changed
+    for module, (up, down) in factors.items():
+        key = f"{module}.weight"
+        torch.testing.assert_close(before[key] + up @ down, after[key], rtol=1e-5, atol=1e-6)
+
+
+# -- as a language model -----------------------------------------------------------------------------------------
+
+
+def test_it_is_a_language_model(made):
+    model = SoCDModel(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+    assert isinstance(model, LanguageModel)
+    (offsets, logprobs), *_ = model.score_tokens(["Nice."])
+    assert len(offsets) == len(logprobs) == model.count_tokens("Nice.")
+
+
+def test_prompt_only_is_the_base_model(made):
+    base = LocalLanguageModel(made["base"], adapter=made["a"], **OPTIONS)
+    model = SoCDModel(made["base"], adapter=made["a"], settings=SoCDSettings("prompt_only"), **OPTIONS)
+    assert model.info == base.info
+    assert model.generate(REQUESTS, SAMPLING) == base.generate(REQUESTS, SAMPLING)
+    with pytest.raises(ModelError, match="prompt_only"):
+        model.contrast(["x"])
+
+
+def test_a_force_of_nothing_is_the_base_model(made):
+    base = LocalLanguageModel(made["base"], adapter=made["a"], **OPTIONS)
+    still = SoCDModel(
+        made["base"], adapter=made["a"], toxic_adapter=made["b"], settings=SoCDSettings(strength=0), **OPTIONS
+    )
+    assert texts_of(still.generate(REQUESTS, SAMPLING)) == texts_of(base.generate(REQUESTS, SAMPLING))
+
+
+@pytest.mark.parametrize(
+    ("mode", "raw", "penalty"),
+    [("logratio", False, 1.0), ("logratio", True, 1.3), ("official", False, 1.3), ("vanilla_cd", False, 1.3)],
+)
+def test_candidates_follow_the_edited_scores(made, mode, raw, penalty):
+    """Greedy decoding against the method written out, with plain transformers for both models."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    # The likeliest token is seldom among the few that the toxic model prefers most: all may be edited, and strongly.
+    chosen = SoCDSettings(mode, k_min=300, compare_raw=raw, strength=50.0)
+    model = SoCDModel(made["base"], toxic_adapter=made["near"], settings=chosen, **OPTIONS)
+    sampling = Sampling((0.0,), 1, repetition_penalty=penalty, top_k=0, max_new_tokens=16)
+    base, toxic = (AutoModelForCausalLM.from_pretrained(made["base"]).eval() for _ in range(2))
+    toxic = PeftModel.from_pretrained(toxic, made["near"]).eval()
+    end = model.base.tokenizer.eos_token_id
+    expected = []
+    for one in REQUESTS:
+        ids = model.base.encode(one)
+        start = len(ids)
+        with torch.inference_mode():
+            while len(ids) < start + 16 and ids[-1] != end:
+                s, z = (side(torch.tensor([ids])).logits[:, -1].float() for side in (base, toxic))
+                seen, logits = sorted(set(ids)), s.clone()
+                s[:, seen] = torch.where(s[:, seen] < 0, s[:, seen] * penalty, s[:, seen] / penalty)
+                ids.append(int(steer(s, z, chosen, raw=logits).scores.argmax()))
+        expected.append([model.base.tokenizer.decode(ids[start:], skip_special_tokens=True)])
+    assert texts_of(model.generate(REQUESTS, sampling)) == expected
+    assert texts_of(model.base.generate(REQUESTS, sampling)) != expected  # or nothing was steered
+
+
+def test_two_models_of_one_tokenizer(made):
+    model = SoCDModel(made["base"], toxic=made["other"], **OPTIONS)
+    same = SoCDModel(made["base"], toxic=made["other"], **OPTIONS)
+    assert texts_of(model.generate(REQUESTS, SAMPLING)) == texts_of(same.generate(REQUESTS, SAMPLING))
+    base = LocalLanguageModel(made["base"], **OPTIONS)
+    assert texts_of(model.generate(REQUESTS, SAMPLING)) != texts_of(base.generate(REQUESTS, SAMPLING))
+
+
+def test_padded_rows_of_the_output_layer_are_cut(made, tmp_path):
+    size = len(make_tokenizer())
+    wide = save_tiny_lm(tmp_path / "wide", seed=1, vocab_size=size + 45)
+    model = SoCDModel(made["base"], toxic=wide, **OPTIONS)
+    sampling = dataclasses.replace(SAMPLING, top_k=0)
+    for generation in model.generate(REQUESTS, sampling):
+        assert generation.error is None
+    with model.base.exclusive():
+        for side in model._pair.logits([1, 2, 3], 2):
+            assert side.shape == (2, size)
+
+
+# -- the same candidates whatever runs beside them ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("toxic", ["adapter", "model"])
+def test_a_request_gives_the_same_candidates_alone_and_beside_others(made, toxic):
+    other = {"toxic_adapter": made["b"]} if toxic == "adapter" else {"toxic": made["other"]}
+    model = SoCDModel(made["base"], adapter=made["a"], **other, **OPTIONS)
+    together = model.generate(REQUESTS, SAMPLING)
+    assert [model.generate([one], SAMPLING)[0] for one in REQUESTS] == together
+    assert model.generate(REQUESTS[::-1], SAMPLING)[::-1] == together
+
+
+@pytest.mark.parametrize("toxic", ["adapter", "model"])
+def test_padding_changes_nothing(made, toxic):
+    """Prompts of different lengths in one left-padded batch, both sides masked and positioned."""
+    other = {"toxic_adapter": made["b"]} if toxic == "adapter" else {"toxic": made["other"]}
+    padded = SoCDModel(made["base"], **other, fast=False, batch_rows=100, **OPTIONS)
+    alone = SoCDModel(made["base"], **other, fast=False, batch_rows=1, **OPTIONS)
+    lengths = {len(padded.base.encode(one)) for one in REQUESTS}
+    assert len(lengths) == len(REQUESTS)
+    assert texts_of(padded.generate(REQUESTS, SAMPLING)) == texts_of(alone.generate(REQUESTS, SAMPLING))
+
+
+def test_done_is_told_of_every_request(made):
+    model = SoCDModel(made["base"], toxic_adapter=made["b"], **OPTIONS)
+    told = {}
+    generations = model.generate(REQUESTS, SAMPLING, told.__setitem__)
+    assert [told[index] for index in range(len(REQUESTS))] == generations
+
+
+# -- records -----------------------------------------------------------------------------------------------------
+
+
+def test_the_revision_covers_both_models_and_every_setting(made):
+    def revision(**changes):
+        return SoCDModel.describe(
+            made["base"], **{"adapter": made["a"], "toxic_adapter": made["b"], **changes}
+        ).revision
+
+    revisions = [
+        revision(),
+        revision(adapter=None),
+        revision(toxic_adapter=made["few"]),
+        revision(toxic_adapter=None, toxic=made["other"]),
+        revision(settings=SoCDSettings("official")),
+        revision(settings=SoCDSettings(divergence="js")),
+        revision(settings=SoCDSettings(k_min=3)),
+        revision(settings=SoCDSettings(dynamic_k=False)),
+        revision(settings=SoCDSettings(strength=2.0)),
+    ]
+    assert len(set(revisions)) == len(revisions)
+    assert revision(settings=SoCDSettings(beta1=2.0)) == revisions[0]  # means nothing in this mode
+
+
+def test_describe_says_what_loading_will(made):
+    options = {"adapter": made["a"], "toxic_adapter": made["b"]}
+    described = SoCDModel.describe(made["base"], **options, name="tiny")
+    loaded = SoCDModel(made["base"], **options, name="tiny", **OPTIONS).info
+    assert (described.name, described.revision) == (loaded.name, loaded.revision)
+    assert loaded.extra["decoding"] == SoCDSettings().relevant()
+    assert loaded.extra["dtype"] == "float32"
+    json.dumps(loaded.extra)
+
+
+def test_another_tokenizer_is_refused_before_weights_are_loaded(made, tmp_path):
+    foreign = save_tiny_lm(tmp_path / "foreign")
+    tokens = json.loads((foreign / "tokenizer.json").read_text("utf-8"))
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (foreign / "tokenizer.json").write_text(json.dumps(tokens), "utf-8")
+    with pytest.raises(ModelError, match="2 tokens differ"):
+        SoCDModel.describe(made["base"], toxic=foreign)
+    with pytest.raises(ModelError, match="one vocabulary"):
+        SoCDModel(made["base"], toxic=foreign, **OPTIONS)
+
+
+def test_a_tokenizer_written_otherwise_but_equal_is_accepted():
+    check_one_vocabulary(make_tokenizer(), make_tokenizer(chat=False), "a", "b")
+
+
+def test_a_model_is_not_contrasted_with_itself(made):
+    for same in ({}, {"toxic": made["base"]}, {"adapter": made["a"], "toxic_adapter": made["a"]}):
+        with pytest.raises(ModelError, match="the toxic side is the base side"):
+            SoCDModel.describe(made["base"], **same)
+
+
+def test_no_toxic_model_there(made, tmp_path):
+    with pytest.raises(ModelError, match="No model folder"):
+        SoCDModel.describe(made["base"], toxic=tmp_path / "none")
+    with pytest.raises(ModelError, match="No adapter"):
+        SoCDModel.describe(made["base"], toxic_adapter=tmp_path / "none")
+
+
+# -- traces and contrasts ----------------------------------------------------------------------------------------
+
+
+def test_a_trace_has_an_entry_for_each_token(made):
+    model = SoCDModel(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+    traced = model.generate_traced(REQUESTS, SAMPLING)
+    assert [generation for generation, _ in traced] == model.generate(REQUESTS, SAMPLING)
+    for generation, traces in traced:
+        for candidate, trace in zip(generation.candidates, traces, strict=True):
+            assert len(trace.alpha) == len(trace.k) == len(trace.edited) == candidate.tokens
+            assert all(0 <= alpha < 0.4685 for alpha in trace.alpha)
+            assert all(0 <= edited <= k for edited, k in zip(trace.edited, trace.k, strict=True))
+        assert any(sum(trace.edited) for trace in traces)
+
+
+def test_a_contrast_is_what_the_first_step_of_a_trace_measures(made):
+    model = SoCDModel(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+    sampling = Sampling((0.0,), 1, repetition_penalty=1.0, max_new_tokens=16)
+    ((generation, (trace,)),) = model.generate_traced([REQUESTS[0]], sampling)
+    text = generation.candidates[0].text
+    (along,) = model.contrast([text], [REQUESTS[0]])
+    assert [text[a:b] for a, b in along.offsets] == list(text) or len(text.encode()) != len(text)
+    np.testing.assert_allclose(along.alpha[:1], trace.alpha[:1], atol=1e-4)
+    if len(along.offsets) == len(trace.alpha):
+        np.testing.assert_allclose(along.alpha, trace.alpha, atol=1e-4)
+
+
+def test_a_long_text_is_read_in_windows(made, monkeypatch):
+    from models.decoding import contrast
+
+    model = SoCDModel(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+    text = "You are a silly person. " * 6
+    (whole,) = model.contrast([text])
+    monkeypatch.setattr(contrast, "WINDOW", 40)
+    (pieces,) = model.contrast([text])
+    assert pieces.offsets == whole.offsets
+    assert len(pieces.alpha) == len(text)
+    np.testing.assert_allclose(pieces.force[:40], whole.force[:40], atol=1e-4)
+    # The second window begins in the middle of the first, and reads on where that ended.
+    (second,) = model.contrast([text[20:60]])
+    np.testing.assert_allclose(pieces.force[40:60], second.force[20:], atol=1e-4)
+
+
+def test_a_text_without_tokens_has_no_contrast(made):
+    model = SoCDModel(made["base"], toxic_adapter=made["b"], **OPTIONS)
+    (empty,) = model.contrast([""])
+    assert empty.offsets == []
+    assert len(empty.force) == len(empty.edited) == 0
+
+
+def test_a_prompt_without_room_is_an_error(made):
+    model = SoCDModel(made["base"], toxic_adapter=made["b"], context_limit=32, **OPTIONS)
+    with pytest.raises(ModelError, match="leaves no room"):
+        model.contrast(["x"], [request("very " * 20)])
