@@ -208,6 +208,7 @@ def build_job(config: DetoxConfig) -> Job:
             config.segment,
             scorer=config.scorer,
             scorer_options=scorer_options,
+            lexicon=config.lexicon,
             encoder=config.encoder,
             encoder_options=(("threads", config.threads),),
         ),

@@ -63,6 +63,6 @@ class ScoreTexts:
         return score_batch(batch, context.text_column, self._scorer(), self.attribute)
 
     def _scorer(self) -> ToxicityScorer:
-        from models import registry
+        from models.registry import load
 
-        return registry.load("scorer", self.scorer, **dict(self.options))
+        return load("scorer", self.scorer, **dict(self.options))

@@ -158,6 +158,10 @@ class RewriteOptions(_Options):
         ge=0,
         description="Characters of the text before the segment shown to the model (whole words).",
     )
+    keep_ends: bool = Field(
+        default=True,
+        description="Give a candidate its source's closing mark and opening capital where it lost them.",
+    )
     growth: float = Field(
         default=2.0,
         ge=1,

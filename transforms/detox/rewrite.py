@@ -20,6 +20,7 @@ import pyarrow as pa
 from models.protocols import Candidate, Generation, GenerationRequest, LanguageModel, Message, Sampling
 from schemas import flight
 from schemas.fingerprint import derive_seed
+from transforms.detox.ends import match_ends
 from transforms.detox.localize import flagged_rows
 from transforms.detox.options import REWRITE_DEFAULTS, RewriteOptions
 from transforms.detox.segment import split_long
@@ -127,6 +128,7 @@ def rewrite_toxic_segments(
     asked = [(unit, piece) for unit in units for piece in unit.pieces]
     requests = [planner.request(unit, piece, texts[unit.row], seed) for unit, piece in asked]
     budgets = [planner.output_budget(texts[unit.row][start:end]) for unit, (start, end) in asked]
+    finish = match_ends if options.keep_ends else lambda source, answer: answer
     sampling = options.sampling.sampling()
     answers = iter(_ask(model, requests, budgets, sampling, cache, count, on_progress))
 
@@ -138,7 +140,9 @@ def rewrite_toxic_segments(
         if error is not None:
             errors[unit.row] = errors[unit.row] or f"{model.info.name}: {error}"
         else:
-            candidates[unit.row].extend(_candidates(unit, texts[unit.row], generations, prompt, count))
+            candidates[unit.row].extend(
+                _candidates(unit, texts[unit.row], generations, prompt, count, finish)
+            )
     count("rewrite.units", len(units))
     count("rewrite.candidates", sum(map(len, candidates)))
     batch = flight.set_scratch(batch, "candidates", pa.array(candidates, pa.list_(CANDIDATE_TYPE)))
@@ -263,6 +267,7 @@ def _candidates(
     generations: Sequence[Generation],
     prompt: RewritePrompt,
     count: Callable[[str, int], None],
+    finish: Callable[[str, str], str],
 ) -> list[dict[str, object]]:
     """The candidates of a unit: the i-th answers of its pieces, put together with what lies between them."""
     out: list[dict[str, object]] = []
@@ -273,7 +278,7 @@ def _candidates(
                 count("rewrite.unclosed" if part.finish == "length" else "rewrite.unparsed", 1)
         built, position = "", unit.start
         for (start, end), part, answer in zip(unit.pieces, parts, answers, strict=True):
-            built += text[position:start] + (part.text if answer is None else answer)
+            built += text[position:start] + (part.text if answer is None else finish(text[start:end], answer))
             position = end
         first = parts[0]
         out.append(
