@@ -1,13 +1,14 @@
 """Classifier throughput on mixed-length text: tamis's batches against `Detoxify.predict` in file order.
 
-    python benchmarks/scoring.py                        # a 6 x 384 BERT with random weights, about two minutes
-    python benchmarks/scoring.py --layers 12 --hidden 768 --texts 128     # the size of Detoxify's `original`
+    python benchmarks/scoring.py                                        # a 6 x 384 BERT, random weights
+    python benchmarks/scoring.py --layers 12 --hidden 768 --texts 128   # the size of Detoxify's `original`
 
-Both read the same checkpoint, in Detoxify's own layout, and the same generated texts, whose lengths have the long tail
-of web comments (log-normal: median 25 words, one in a hundred over 300). Detoxify gets them in file order, 32 at a
-time, as its users write it; it pads each batch to its longest text and cuts texts at the model's limit. tamis packs
-batches by token budget, and scores over-long texts whole, in windows, so it does more work on those. One torch thread
-each, one process, interleaved repeats, processor time; ratios are within one round. Scores of texts under the limit are compared.
+Both read the same checkpoint, in Detoxify's own layout, and the same generated texts, whose lengths have the
+long tail of web comments (log-normal: median 25 words, one in a hundred over 300). Detoxify gets them in file
+order, 32 at a time, as its users write it; it pads each batch to its longest text and cuts texts at the
+model's limit. tamis packs batches by token budget, and scores over-long texts whole, in windows, so it does
+more work on those. One torch thread each, one process, interleaved repeats, processor time; ratios are within
+one round. Scores of texts under the limit are compared.
 """
 
 from __future__ import annotations

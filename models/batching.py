@@ -1,14 +1,14 @@
 """Batches for models: packed by a token budget, of like length, independent of their neighbours.
 
-A model that takes whole files in order pads every text to the longest of its batch and so computes mostly padding.
-Here texts are sorted by length, batched so that rows x padded length stays within a budget, and their results put
-back in order.
+A model that takes whole files in order pads every text to the longest of its batch and so computes mostly
+padding. Here texts are sorted by length, batched so that rows x padded length stays within a budget, and
+their results put back in order.
 
-Sorting alone would make a text's score depend, in its last bits, on what happened to stand beside it, because its
-padded length would. Therefore a text is padded to a length that is a function of its own length only
-(`padded_lengths`), and batches hold one padded length each. With at least `MIN_ROWS` rows a matrix product then
-treats every row alike (below that BLAS libraries switch kernels), so on a CPU a score is the same bit for bit in
-any company, and a job's output the same for any number of shards and workers.
+Sorting alone would make a text's score depend, in its last bits, on what happened to stand beside it, because
+its padded length would. Therefore a text is padded to a length that is a function of its own length only
+(`padded_lengths`), and batches hold one padded length each. With at least `MIN_ROWS` rows a matrix product
+then treats every row alike (below that BLAS libraries switch kernels), so on a CPU a score is the same bit
+for bit in any company, and a job's output the same for any number of shards and workers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Pieces of sequences: `sequence[owner[i]][start[i]:end[i]]` is piece i; three int64 arrays of one length."""
+    """Pieces of sequences: `sequence[owner[i]][start[i]:end[i]]` is piece i; int64 arrays of one length."""
 
     owner: IntArray
     start: IntArray
@@ -50,9 +50,10 @@ class Windows(NamedTuple):
 def padded_lengths(lengths: npt.ArrayLike, limit: int) -> IntArray:
     """Length each sequence is padded to: a function of its own length alone.
 
-    Steps grow with length (8 tokens up to 128, then a sixteenth of the next power of two), so at most an eighth is
-    padding beyond 64 tokens. There is always at least one padding position, except at the limit itself: attention
-    takes another kernel for batches without padding, and a row must not change kernels with its neighbours.
+    Steps grow with length (8 tokens up to 128, then a sixteenth of the next power of two), so at most an
+    eighth is padding beyond 64 tokens. There is always at least one padding position, except at the limit
+    itself: attention takes another kernel for batches without padding, and a row must not change kernels with
+    its neighbours.
 
     Args:
         lengths: n lengths, each in [0, limit].
@@ -74,7 +75,7 @@ def padded_lengths(lengths: npt.ArrayLike, limit: int) -> IntArray:
 def token_budget_batches(
     lengths: npt.ArrayLike, budget: int, *, limit: int, max_rows: int | None = None
 ) -> list[Batch]:
-    """Pack sequences into batches of one padded length, longest first (so that running out of memory shows at once).
+    """Pack sequences into batches of one padded length, longest first (so that lack of memory shows at once).
 
     Args:
         lengths: n token counts, each in [0, limit].
@@ -87,7 +88,7 @@ def token_budget_batches(
     """
     own = np.asarray(lengths, np.int64)
     padded = padded_lengths(own, limit)
-    # A full row of the limit's length has no padding: it stays apart from padded rows of the same padded length.
+    # A row as long as the limit has no padding: it stays apart from padded rows of the same length.
     group = 2 * padded + (own == padded)
     order = np.lexsort((np.arange(len(own)), -own, -group))
     batches: list[Batch] = []
@@ -104,7 +105,7 @@ def token_budget_batches(
 
 
 def fill_rows(rows: IntArray) -> IntArray:
-    """Repeat the last index until there are at least `MIN_ROWS`; the caller discards what is beyond `len(rows)`."""
+    """Repeat the last index until there are `MIN_ROWS`; the caller discards what is beyond `len(rows)`."""
     missing = MIN_ROWS - len(rows)
     return rows if missing <= 0 else np.concatenate([rows, np.full(missing, rows[-1], np.int64)])
 
@@ -112,8 +113,8 @@ def fill_rows(rows: IntArray) -> IntArray:
 def windows(lengths: npt.ArrayLike, limit: int, overlap: int) -> Windows:
     """Cut over-long sequences into windows that overlap; the others are one window each.
 
-    Windows of a sequence are as even as the limit allows and overlap by at least `overlap`, so whatever is shorter
-    than the overlap stands whole in one of them.
+    Windows of a sequence are as even as the limit allows and overlap by at least `overlap`, so whatever is
+    shorter than the overlap stands whole in one of them.
 
     Args:
         lengths: n lengths; a sequence of length 0 has one empty window.
@@ -163,7 +164,7 @@ def run_batches(
 
     Args:
         sequences: n token sequences, none longer than `limit`.
-        compute: Called with at least `MIN_ROWS` sequences and the length to pad them to; returns (rows, width).
+        compute: Called with `MIN_ROWS` sequences or more and what to pad them to; returns (rows, width).
         budget: Most padded tokens in a batch.
         limit: The model's longest sequence.
         width: Numbers per sequence.

@@ -25,8 +25,8 @@ class SentenceEncoder:
         folder: A `sentence-transformers` folder (modules.json), or a plain transformers one (mean pooling).
         info: What manifests record of it.
         device: `auto` (CUDA if there is one) or a torch device.
-        dtype: `float32`, `bfloat16` or `auto` (bfloat16 where the hardware multiplies it: cosines then move by up
-            to 0.003).
+        dtype: `float32`, `bfloat16` or `auto` (bfloat16 where the hardware multiplies it: cosines then move
+            by up to 0.003).
         threads: torch threads of this process.
         token_budget: Most padded tokens in a batch; by default 4096 on a CPU, 65536 elsewhere.
 
@@ -74,8 +74,8 @@ class SentenceEncoder:
         """Embed texts of any length.
 
         Args:
-            texts: n texts. One over the model's limit is embedded in consecutive windows, whose vectors are averaged
-                by their tokens, so that its end counts too.
+            texts: n texts. One over the model's limit is embedded in consecutive windows, whose vectors are
+                averaged by their tokens, so that its end counts too.
 
         Returns:
             float32 of shape (n, dimension), each of unit length, in the order of `texts`.
@@ -98,7 +98,12 @@ class SentenceEncoder:
             return vectors
         tokens = np.fromiter(map(len, sequences), np.float32, len(sequences))
         first = np.searchsorted(owner, np.arange(len(texts)))
-        return _unit(np.add.reduceat(vectors * tokens[:, None], first, axis=0), self.info.name)
+        out = vectors[first]
+        # Only where there are several: a vector brought to unit length twice is another in its last bit.
+        several = np.flatnonzero(np.bincount(owner, minlength=len(texts)) > 1)
+        sums = np.add.reduceat(vectors * tokens[:, None], first, axis=0)
+        out[several] = _unit(sums[several], self.info.name)
+        return out
 
     def _embed(self, sequences: list[Sequence[int]], length: int) -> FloatArray:
         import torch
@@ -108,7 +113,8 @@ class SentenceEncoder:
         if "token_type_ids" in self.tokenizer.model_input_names:
             features["token_type_ids"] = torch.zeros_like(ids)
         with torch.inference_mode():
-            return self.model(features)["sentence_embedding"].float().cpu().numpy()  # type: ignore[no-any-return]
+            vectors: FloatArray = self.model(features)["sentence_embedding"].float().cpu().numpy()
+        return vectors
 
 
 def _unit(vectors: FloatArray, name: str) -> FloatArray:
@@ -116,6 +122,6 @@ def _unit(vectors: FloatArray, name: str) -> FloatArray:
     bad = ~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0))
     if bad.any():
         raise ModelError(
-            f"{name}: the vector of text {int(np.flatnonzero(bad)[0])} is null or not finite; try dtype=float32"
+            f"{name}: the vector of text {np.flatnonzero(bad)[0]} is null or not finite; try dtype=float32"
         )
     return (vectors / norms).astype(np.float32, copy=False)

@@ -1,4 +1,4 @@
-"""Model folders and hub ids: finding one, saying what it is, and why it cannot be used, before it is loaded."""
+"""Model folders and hub ids: finding one, saying what it is or why it cannot be used, before loading."""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@
     encoder   minilm    hf:<folder or id>
     lm        smollm2   hf:<folder or id>   <folder>   openai:<base url>#<model>
 
-Nothing is registered at import: a name is resolved when it is asked for, and only then is its backend imported.
-`describe` answers before any work starts whether a model can be had, and says in one line what to do if not.
+Nothing is registered at import: a name is resolved when it is asked for, and only then is its backend
+imported. `describe` answers before any work starts whether a model can be had, and says in one line what to
+do if not.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def load(kind: str, name: str, **options: Any) -> Any:
     Args:
         kind: `scorer`, `encoder` or `lm`.
         name: See the module's head; aliases are resolved.
-        **options: Hashable options of the backend (`threads=`, `dtype=`, `device=`, `adapter=`, `checkpoint=`, ...).
+        **options: Hashable options of the backend (`threads=`, `dtype=`, `device=`, `adapter=`,
+            `checkpoint=`, ...).
 
     Raises:
         ModelError: Unknown kind, name or option; weights or a library missing. One line says what to do.
@@ -111,8 +113,8 @@ def load(kind: str, name: str, **options: Any) -> Any:
 def describe(kind: str, name: str, **options: Any) -> ModelInfo:
     """What a manifest records of a model, or why it cannot be had; no weights are loaded.
 
-    A hub id, or Detoxify without a local checkpoint, is fetched here if it is not cached, so that a job that has been
-    described can start.
+    A hub id, or Detoxify without a local checkpoint, is fetched here if it is not cached, so that a job that
+    has been described can start.
 
     Raises:
         ModelError: As `load`.
@@ -316,8 +318,8 @@ def _check_options(
 ) -> dict[str, Any]:
     """Refuse options the backend's constructor has no keyword for; returns those it has.
 
-    The options of running (`RUNNING`) are accepted by every backend, so that a job can pass them on whatever model was
-    named; one that means nothing to a backend is left out.
+    The options of running (`RUNNING`) are accepted by every backend, so that a job can pass them on whatever
+    model was named; one that means nothing to a backend is left out.
     """
     known = [p.name for p in inspect.signature(backend).parameters.values() if p.kind is p.KEYWORD_ONLY]
     allowed = (*more, *(k for k in known if k != "name"))

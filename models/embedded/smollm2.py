@@ -1,13 +1,13 @@
 """SmolLM2-135M-Instruct: the default language model.
 
-It travels as a GGUF file (Q4_1 matrices, Q8_0 embedding, float32 norms). The conversion dequantises it into an
-ordinary `from_pretrained` folder, so that everything downstream (LoRA, contrastive decoding, teacher forcing) meets a
-plain transformers model.
+It travels as a GGUF file (Q4_1 matrices, Q8_0 embedding, float32 norms). The conversion dequantises it into
+an ordinary `from_pretrained` folder, so that everything downstream (LoRA, contrastive decoding, teacher
+forcing) meets a plain transformers model.
 
-The folder is saved in bfloat16: 269 MB instead of 538 MB. Every saved weight is the dequantised one, rounded once.
-That moves a weight by at most 1/512 of itself, where quantisation had already moved it by up to 1/30 of its block's
-range; on English text the next-token distribution shifts by 5e-5 nats (KL), a twentieth of what merely running in
-bfloat16 does. The model was published in bfloat16 to begin with.
+The folder is saved in bfloat16: 269 MB instead of 538 MB. Every saved weight is the dequantised one, rounded
+once. That moves a weight by at most 1/512 of itself, where quantisation had already moved it by up to 1/30 of
+its block's range; on English text the next-token distribution shifts by 5e-5 nats (KL), a twentieth of what
+merely running in bfloat16 does. The model was published in bfloat16 to begin with.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ PACKAGE = Package(
 def convert(payload: Path, target: Path) -> None:
     """Dequantise the GGUF file under `payload` into a bfloat16 transformers folder at `target`.
 
-    Weights, tokenizer, chat template (ChatML) and generation config are all saved: bos `<|im_start|>` (1), eos and
-    pad `<|im_end|>` (2).
+    Weights, tokenizer, chat template (ChatML) and generation config are all saved: bos `<|im_start|>` (1),
+    eos and pad `<|im_end|>` (2).
 
     Raises:
         ImportError: torch, transformers, gguf or accelerate is not installed.
     """
-    import accelerate  # noqa: F401  (asked for by name here: transformers says less clearly which one is missing)
+    # Asked for by name here: transformers says less clearly which one is missing.
+    import accelerate  # noqa: F401
     import gguf  # noqa: F401
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
@@ -57,7 +58,8 @@ def convert(payload: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
         _split_digits(tokenizer)
         tokenizer.model_max_length = _CONTEXT
-        model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+        ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+        model.generation_config = GenerationConfig(**ids)  # type: ignore[no-untyped-call]
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
 
@@ -65,8 +67,9 @@ def convert(payload: Path, target: Path) -> None:
 def _split_digits(tokenizer: object) -> None:
     """Restore the pre-tokenizer the model was trained with.
 
-    The GGUF names it (`tokenizer.ggml.pre = smollm`: every digit alone, then GPT-2's pattern) but transformers' GGUF
-    reader builds GPT-2's only, which tokenises two blanks before a digit otherwise than in training.
+    The GGUF names it (`tokenizer.ggml.pre = smollm`: every digit alone, then GPT-2's pattern) but
+    transformers' GGUF reader builds GPT-2's only, which tokenises two blanks before a digit otherwise than in
+    training.
     """
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 

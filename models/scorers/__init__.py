@@ -1,1 +1,1 @@
-"""Toxicity scorers: `lexicon`, `linear`, `jigsaw-bilstm`, `detoxify:...`, `hf:...`. Found by `models.registry`."""
+"""Toxicity scorers: `lexicon`, `linear`, `jigsaw-bilstm`, `detoxify:...`, `hf:...` (see `models.registry`)."""

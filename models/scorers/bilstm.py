@@ -1,14 +1,14 @@
 """`jigsaw-bilstm`: six Jigsaw labels by a small bidirectional LSTM over words (tox-block's network).
 
-    ids -> embedding 50 -> BiLSTM 2 x 50 (tanh; gates with hard sigmoid) -> max over time -> ReLU 50 -> sigmoid 6
+    ids -> embedding 50 -> BiLSTM 2 x 50 (gates: hard sigmoid) -> max over time -> ReLU 50 -> sigmoid 6
 
-The network was trained on sequences pre-padded to exactly 100 with index 0, *unmasked*: padding is input like any
-other, so it is computed here too. What can be saved is saved:
+The network was trained on sequences pre-padded to exactly 100 with index 0, *unmasked*: padding is input like
+any other, so it is computed here too. What can be saved is saved:
 
-- The product of embedding and kernel is tabled once (20000 x 200 for each direction), so a step costs a look-up
-  and one 50 x 200 product.
-- The forward direction meets the padding first, from the zero state: its states after k paddings are the same for
-  every text, and are tabled.
+- The product of embedding and kernel is tabled once (20000 x 200 for each direction), so a step costs a
+  look-up and one 50 x 200 product.
+- The forward direction meets the padding first, from the zero state: its states after k paddings are the same
+  for every text, and are tabled.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class BilstmScorer:
         self._vocabulary: dict[str, int] = record["vocabulary"]
         self._separators = str.maketrans(dict.fromkeys(record["separators"], " "))
         self._limit: int = record["max_tokens"]
-        # Cloned: the file's tensors lie at any offset, and matrix products on unaligned memory take other kernels.
+        # Cloned: the file's tensors lie at any offset, and products of unaligned memory take other kernels.
         arrays = {name: array.clone() for name, array in load_file(folder / "bilstm.safetensors").items()}
         self._forward = _Direction(arrays, "forward")
         self._backward = _Direction(arrays, "backward")
@@ -72,7 +72,8 @@ class BilstmScorer:
         """Score texts of any length.
 
         Args:
-            texts: n texts. Those over 100 words are scored in windows of 100 that overlap by 25; the maximum is taken.
+            texts: n texts. Those over 100 words are scored in windows of 100 that overlap by 25; the maximum
+                is taken.
 
         Returns:
             float32 of shape (n, 6), in the order of `labels`. A text without letters or digits scores 0.
@@ -133,7 +134,7 @@ class BilstmScorer:
         import torch
 
         units = self._forward.units
-        # Several equal rows, of which one is kept: a product of one row would round otherwise than one of many.
+        # Several equal rows, of which one is kept: a product of one row rounds otherwise than of many.
         state, cell = torch.zeros((MIN_ROWS, units)), torch.zeros((MIN_ROWS, units))
         peak = torch.full((MIN_ROWS, units), -2.0)
         table = [(state[0].clone(), cell[0].clone(), peak[0].clone())]
@@ -146,7 +147,7 @@ class BilstmScorer:
 
 
 class _Direction:
-    """One direction of the LSTM: Keras' gate order (input, forget, cell, output), hard sigmoid on the gates."""
+    """One direction of the LSTM: gates in Keras' order (input, forget, cell, output), by hard sigmoid."""
 
     def __init__(self, arrays: dict[str, torch.Tensor], name: str) -> None:
         import torch

@@ -1,9 +1,9 @@
-"""`detoxify:<variant>`: the classifiers of Unitary's Detoxify, from a local checkpoint or by its own download.
+"""`detoxify:<variant>`: Unitary's Detoxify classifiers, from a local checkpoint or by their own download.
 
-A Detoxify checkpoint is a pickle, and needs a configuration and tokenizer beside it that the library fetches from a
-hub. Here a checkpoint is read once: its sha256 is checked first, then model and tokenizer are written to the model
-cache as an ordinary transformers folder (safetensors and JSON), from which every worker loads without pickle,
-network or the detoxify library.
+A Detoxify checkpoint is a pickle, and needs a configuration and tokenizer beside it that the library fetches
+from a hub. Here a checkpoint is read once: its sha256 is checked first, then model and tokenizer are written
+to the model cache as an ordinary transformers folder (safetensors and JSON), from which every worker loads
+without pickle, network or the detoxify library.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def prepare(
     Args:
         variant: `original`, `unbiased`, `multilingual`, `original-small` or `unbiased-small`.
         checkpoint: A local .ckpt file; without one, Detoxify's release is downloaded.
-        config: Folder with its config.json and tokenizer files; without one, those of the variant's base model are
-            taken from the hub.
-        sha256: The checkpoint's sha256, or its first digits (8 or more). By default the digits in the file's name,
-            which the releases carry (`toxic_original-c1212f89.ckpt`).
+        config: Folder with its config.json and tokenizer files; without one, those of the variant's base
+            model are taken from the hub.
+        sha256: The checkpoint's sha256, or its first digits (8 or more). By default the digits in the file's
+            name, which the releases carry (`toxic_original-c1212f89.ckpt`).
 
     Returns:
         The folder and what manifests record of it.
@@ -126,8 +126,8 @@ def _check_hash(file: Path, digest: str, expected: str | None) -> None:
     wanted = (expected or (in_name[1] if in_name else "")).lower()
     if len(wanted) < 8:
         raise ModelError(
-            f"{file.name} is a pickle and its name carries no hash to check it by; pass sha256= (its first 8 digits "
-            "or more), after making sure where it comes from"
+            f"{file.name} is a pickle and its name carries no hash to check it by; pass sha256= (its first 8 "
+            "digits or more), after making sure where it comes from"
         )
     if not digest.startswith(wanted):
         raise ModelError(
@@ -217,8 +217,8 @@ def _release(variant: str) -> Path:
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise ModelError(
-            f"detoxify:{variant} could not be downloaded ({type(error).__name__}); fetch {url} and the config and "
-            "tokenizer of its base model elsewhere, and pass checkpoint=FILE and config=FOLDER"
+            f"detoxify:{variant} could not be downloaded ({type(error).__name__}); fetch {url} and the config "
+            "and tokenizer of its base model elsewhere, and pass checkpoint=FILE and config=FOLDER"
         ) from error
     shutil.move(partial, target)
     return target

@@ -1,9 +1,10 @@
 """Words in disguise: normalisation that keeps character offsets, for matching against a word list.
 
-People who insult write `1d10t`, `stuuupid`, `i d i o t`, `st*pid`, and in full-width or Cyrillic look-alikes. The first
-and the last kind are undone here one character for one character, over a whole batch of texts at once in numpy, so
-that positions in the normalised text are positions in the text. What cannot be undone so (stretched, spaced-out and
-starred words) is only *found* here, cheaply; `Lexicon` looks closer at the few places there are.
+People who insult write `1d10t`, `stuuupid`, `i d i o t`, `st*pid`, and in full-width or Cyrillic look-alikes.
+The first and the last kind are undone here one character for one character, over a whole batch of texts at
+once in numpy, so that positions in the normalised text are positions in the text. What cannot be undone so
+(stretched, spaced-out and starred words) is only *found* here, cheaply; `Lexicon` looks closer at the few
+places there are.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Tables:
     Attributes:
         plain: Lower case, full-width forms folded; white space and punctuation are a blank.
         folded: As `plain`, with digits and look-alikes read as Latin letters.
-        kind: Bits: SWAPPED (folded differs from plain, or a sign), SIGN, MASK (`*`, `#`), HIDDEN (to be skipped),
-            GLUED (of a script without blanks).
+        kind: Bits: SWAPPED (folded differs from plain, or a sign), SIGN, MASK (`*`, `#`), HIDDEN (to be
+            skipped), GLUED (of a script without blanks).
         sign: What a sign is read as inside a word; 0 elsewhere.
         ascii_folded: `folded` of the first 128, for `bytes.translate`.
         ascii_kind: `kind` of the first 128, for `bytes.translate`.
@@ -99,7 +100,7 @@ def tables() -> Tables:
 
 @dataclass(frozen=True)
 class Normalised:
-    """A batch of texts, normalised and joined by two blanks (so that no phrase reaches from one into the next).
+    """A batch of texts, normalised and joined by two blanks (so that no phrase reaches into the next).
 
     Attributes:
         codes: Code points of the joined texts, invisible ones removed.
@@ -185,7 +186,7 @@ def normalise(texts: Sequence[str]) -> Normalised:
 
 
 def _read_signs(codes: CodeArray, folded: CodeArray, swapped: IntArray, t: Tables) -> None:
-    """Read signs inside a word as letters: `$` beside one, `@` behind one or in `@ss`, the rest between two."""
+    """Read signs inside a word as letters: `$` beside one, `@` behind one or in `@ss`, others between two."""
     where = swapped[t.sign[codes[swapped]] > 0]
     if not len(where):
         return

@@ -30,14 +30,14 @@ _HEADLINES = (
 def choose_head(config: dict[str, Any], name: str, label: str | None = None) -> Head:
     """Decide which labels a classifier's scores are, from its config.json.
 
-    One logit, or `problem_type` multi-label: a sigmoid each, all labels returned, the toxic one first. Otherwise the
-    softmax probability of the toxic class alone, under the name `toxicity`.
+    One logit, or `problem_type` multi-label: a sigmoid each, all labels returned, the toxic one first.
+    Otherwise the softmax probability of the toxic class alone, under the name `toxicity`.
 
     Args:
         config: Content of config.json.
         name: For messages.
-        label: The toxic label's name, or its index; by default it is looked for in `id2label`. Of two classes called
-            LABEL_0 and LABEL_1 the second is taken to be the toxic one.
+        label: The toxic label's name, or its index; by default it is looked for in `id2label`. Of two classes
+            called LABEL_0 and LABEL_1 the second is taken to be the toxic one.
 
     Raises:
         ModelError: It cannot be told which label is the toxic one, or there is none of that name.

@@ -1,7 +1,7 @@
 """`lexicon`: a word list, matched by Aho-Corasick on whole words, disguises undone.
 
-The fastest scorer, and the one that says where: `find` gives character offsets. A whole batch of texts is normalised
-and searched at once; Python touches only what was found.
+The fastest scorer, and the one that says where: `find` gives character offsets. A whole batch of texts is
+normalised and searched at once; Python touches only what was found.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class _Found(NamedTuple):
 class LexiconScorer:
     """Scores texts by the listed words in them; one label, `toxicity`.
 
-    A text's score is `1 - prod(1 - weight)` over the different terms found (the noisy-or of independent evidence): 0
-    where there is none, the term's weight where there is one, towards 1 with each further one. A term that repeats
-    counts once, so a long text is not condemned for one mild word.
+    A text's score is `1 - prod(1 - weight)` over the different terms found (the noisy-or of independent
+    evidence): 0 where there is none, the term's weight where there is one, towards 1 with each further one. A
+    term that repeats counts once, so a long text is not condemned for one mild word.
 
     Args:
         terms: Term -> weight in (0, 1].
@@ -82,7 +82,8 @@ class LexiconScorer:
     def score(self, texts: Sequence[str]) -> FloatArray:
         """Score n texts of any length: float32 of shape (n, 1)."""
         keys = [doc * len(self.terms) + term for doc, _, _, term in self._search(texts)]
-        # In ascending order: a sum of floats depends on its order, a text's score must not depend on its neighbours.
+        # In ascending order: a sum of floats depends on its order, a text's score must not depend on its
+        # neighbours.
         distinct = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
         doc, term = distinct // len(self.terms), distinct % len(self.terms)
         total = np.bincount(doc, self._evidence[term], minlength=len(texts))
@@ -122,7 +123,7 @@ class LexiconScorer:
     def _search_pieces(
         self, text: str, index: int
     ) -> Iterator[tuple[IntArray, IntArray, IntArray, IntArray]]:
-        """Search a very long text piece by piece: each reaches a longest term beyond its end, and drops what starts there."""
+        """Search a very long text piece by piece; each reaches beyond its end, and drops what starts there."""
         begin = reach = 0
         while begin < len(text):
             end = begin + _PIECE_CHARACTERS
@@ -130,7 +131,7 @@ class LexiconScorer:
                 blank = max(text.rfind(c, begin + _PIECE_CHARACTERS // 2, end) for c in " \n")
                 end = blank + 1 if blank >= 0 else end
             doc, start, stop, term = self._search_batch([text[begin : end + 2 * _LONGEST_TERM]])
-            # What starts behind this piece is the next one's; what the last one found is not found again in part.
+            # What starts behind this piece is the next one's; what the last one found is not found again.
             mine = (start < end - begin) & (start >= reach - begin)
             if mine.any():
                 reach = begin + int(stop[mine].max())

@@ -1,7 +1,7 @@
 """`linear`: the cheap first stage, a linear model over words with calibrated probabilities.
 
-It computes what alt-profanity-check's `predict_prob` computes (TF-IDF, L2-normalised; five linear SVMs, each with
-Platt's sigmoid; the mean of the five), from arrays, with numpy alone.
+It computes what alt-profanity-check's `predict_prob` computes (TF-IDF, L2-normalised; five linear SVMs, each
+with Platt's sigmoid; the mean of the five), from arrays, with numpy alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class LinearScorer:
     def score(self, texts: Sequence[str]) -> FloatArray:
         """Score texts of any length: float32 of shape (n, 1); an empty or blank text scores 0.
 
-        A text whose words are all unknown scores what the model gives without evidence (0.036), as in the package.
+        A text whose words are all unknown scores what the model gives without evidence (0.036), as in the
+        package.
         """
         out = np.zeros((len(texts), 1), np.float32)
         for part in slices([len(t) for t in texts], _BATCH_CHARACTERS):

@@ -14,8 +14,8 @@ from schemas.errors import ModelError
 def sigmoid(logits: npt.NDArray[Any]) -> FloatArray:
     """Logistic function, elementwise, float32.
 
-    Not torch's: that one takes another routine for the last elements of an array, so that a text's score would
-    depend, in its last bit, on how many texts stand behind it.
+    Not torch's: that one takes another routine for the last elements of an array, so that a text's score
+    would depend, in its last bit, on how many texts stand behind it.
     """
     with np.errstate(over="ignore"):  # exp(-x) -> inf gives the right limit, 0
         return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
@@ -42,7 +42,7 @@ def refuse_nan(scores: FloatArray, name: str) -> FloatArray:
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise ModelError(
-            f"{name}: the score of text {first} (of {len(scores)}) is not a number; its weights are unsound or "
-            "overflow, try dtype=float32"
+            f"{name}: the score of text {first} (of {len(scores)}) is not a number; its weights are unsound "
+            "or overflow, try dtype=float32"
         )
     return scores

@@ -20,8 +20,8 @@ from schemas.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-# Padded tokens a batch. On a core more only leaves the cache (measured: 4096 is fastest for hidden sizes 384 and 768);
-# an accelerator wants to be filled.
+# Padded tokens a batch. On a core more only leaves the cache (measured: 4096 is fastest for hidden sizes 384
+# and 768); an accelerator wants to be filled.
 CPU_BUDGET, ACCELERATOR_BUDGET = 4096, 65_536
 _OVERLAP_SHARE = 8  # windows of an over-long text share an eighth of the limit
 _BATCH_CHARACTERS = 4_000_000
@@ -109,7 +109,8 @@ class SequenceScorer:
         """Score texts of any length.
 
         Args:
-            texts: n texts. Those over the model's limit are scored in overlapping windows; the maximum is taken.
+            texts: n texts. Those over the model's limit are scored in overlapping windows; the maximum is
+                taken.
 
         Returns:
             float32 of shape (n, labels). An empty or blank text scores 0.
@@ -233,8 +234,8 @@ def _align(model: torch.nn.Module) -> None:
 def _widen_output(model: torch.nn.Module, labels: int) -> None:
     """Give a narrow output layer sixteen rows, of which the first `labels` count.
 
-    A product with a narrow matrix rounds by the row's position in the batch (one column: always; a few: where the
-    inner size is small), so that a text's score would depend on its neighbours in its last bit.
+    A product with a narrow matrix rounds by the row's position in the batch (one column: always; a few: where
+    the inner size is small), so that a text's score would depend on its neighbours in its last bit.
     """
     import torch
 

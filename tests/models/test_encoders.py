@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models import registry, store
@@ -59,6 +59,7 @@ def test_vectors_equal_the_librarys(folder, encoder):
 
 
 @settings(max_examples=15, deadline=None)
+@example(["the", "the " * 40])  # one window beside several
 @given(st.lists(st.lists(st.sampled_from(WORDS), max_size=50).map(" ".join), min_size=1, max_size=10))
 def test_a_vector_has_unit_length_and_is_the_same_in_any_company(encoder, texts):
     together = encoder.encode(texts)
