@@ -146,6 +146,16 @@ def unite(spans: Sequence[Span]) -> list[Span]:
     return out
 
 
+def word_offsets(text: str) -> list[tuple[int, int]]:
+    """The words of a text, (start, end) in characters, without punctuation around them."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def is_gap(text: str, start: int, end: int) -> bool:
+    """Whether words on both sides of text[start:end] are neighbours: only spaces and joiners lie between."""
+    return _GAP.fullmatch(text, start, end) is not None
+
+
 @dataclass(frozen=True)
 class LexiconLocalizer:
     """Spans are the lexicon's words; each carries score 1."""
@@ -243,7 +253,7 @@ class _Search:
     hot: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.words = [m.span() for m in _WORD.finditer(self.text)]
+        self.words = word_offsets(self.text)
         # Function words carry no toxicity of their own; where they seem to, it is a quirk of the classifier.
         dull = function_words("en")
         self.scope = [i for i, (a, b) in enumerate(self.words) if self.text[a:b].casefold() not in dull]
@@ -279,7 +289,7 @@ class _Search:
         for i in sorted(self.hot):
             start, end = self.words[i]
             score = min(1.0, max(0.0, self.hot[i]))
-            if out and _GAP.fullmatch(self.text, out[-1].end, start):
+            if out and is_gap(self.text, out[-1].end, start):
                 out[-1] = Span(out[-1].start, end, min(1.0, out[-1].score + score), source)
             else:
                 out.append(Span(start, end, score, source))
