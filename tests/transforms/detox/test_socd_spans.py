@@ -94,8 +94,8 @@ def test_equal_texts_are_read_once_and_never_again(tmp_path):
 
 def test_spans_unite_with_other_localisers():
     class Words:
-        def find_all(self, text):
-            return [m.span() for m in re.finditer("stupid", text)]
+        def find_all(self, texts):
+            return [[m.span() for m in re.finditer("stupid", text)] for text in texts]
 
     (found,) = find_spans(["a stupid idiot"], [LexiconLocalizer(Words()), SoCDLocalizer(PieceModel())])
     assert [(s.start, s.end, s.source) for s in found] == [(2, 14, "lexicon+socd")]
