@@ -19,7 +19,7 @@ from transforms.shards.cache import RequestCache
 from transforms.shards.engine import CACHE, Job, build, list_receipts
 from transforms.shards.events import EventLog
 from transforms.shards.files import Folder
-from transforms.shards.finish import MANIFEST, SUCCESS
+from transforms.shards.finish import MANIFEST, SUCCESS, is_finished
 from transforms.shards.formats import UnitLimits
 from transforms.shards.inputs import InputListing, list_input
 from transforms.shards.plan import Plan, load_plan, make_plan, save_plan
@@ -81,14 +81,14 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
         TamisError: Anything the user can mend; nothing has been lost.
     """
     listing = list_input(source, dict(job.input_options))
+    output = _open_output(job)
     job = replace(
         job,
         input_url=listing.root.url,
-        output_url=job.output().url,
+        output_url=output.url,
         lineage=listing.lineage,
         at_least_tasks=max(4, 4 * settings.workers),
     )
-    output = job.output()
     _check_places(listing, output)
     beam_args = runners.beam_arguments(settings.beam_args, settings.workers)
     runners.check_runner(beam_args, listing.root.url, output.url)
@@ -105,15 +105,16 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
         done = read_receipts(output, plan, job.config_hash) if output.exists(RECEIPTS) else {}
         return RunResult("planned", None, plan, len(done))
     with _lock(output):
-        if settings.overwrite and _is_other(output, job):
-            _forget(output)
-        done = read_receipts(output, plan, job.config_hash)
-        if _is_finished(output, job, plan, done):
-            return RunResult("already finished", orjson.loads(output.read(MANIFEST)), plan, len(done))
-        for name in (SUCCESS, MANIFEST):
-            output.remove(name)
-        output.write(JOB, _describe(job, source))
-        save_plan(plan, output)
+        with _writable(output):
+            if settings.overwrite and _is_other(output, job):
+                _forget(output)
+            done = read_receipts(output, plan, job.config_hash)
+            if len(done) == plan.units and is_finished(output, plan, job.config_hash, job.assemble):
+                return RunResult("already finished", orjson.loads(output.read(MANIFEST)), plan, len(done))
+            for name in (SUCCESS, MANIFEST):
+                output.remove(name)
+            output.write(JOB, _describe(job, source))
+            save_plan(plan, output)
         run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
         EventLog(output).emit(
             "run", state="started", run_id=run_id, rows=plan.rows, units=plan.units, done=len(done)
@@ -203,7 +204,8 @@ def _check_owner(output: Folder, job: Job, *, overwrite: bool) -> None:
     if not output.fs.isdir(output.path()):
         raise OutputError(f"the output {output.url} is a file; pass a folder")
     if not output.exists(JOB):
-        if output.find():
+        # A run killed before it could say whose the folder is leaves its lock and its plan, and no more.
+        if any(not path.startswith("_tamis/") for path in output.find()):
             raise OutputError(
                 f"the output {output.url} holds files that are not tamis's; choose an empty folder"
             )
@@ -253,17 +255,27 @@ def _forget(output: Folder) -> None:
         output.remove(name)
 
 
-def _is_finished(output: Folder, job: Job, plan: Plan, done: dict[tuple[str, int], Receipt]) -> bool:
-    if not (output.exists(SUCCESS) and output.exists(MANIFEST)) or len(done) != plan.units:
-        return False
-    manifest = orjson.loads(output.read(MANIFEST))
-    made = {s["path"]: s.get("source_fingerprint") for s in manifest["shards"]}
-    return manifest["config_hash"] == job.config_hash and made == {s.name: s.fingerprint for s in plan.shards}
-
-
 def _absolute(source: str) -> str:
     """A local path as it reads from anywhere; URLs and hub ids as they are."""
     return str(Path(source).absolute()) if Path(source.split("*")[0] or ".").exists() else source
+
+
+def _open_output(job: Job) -> Folder:
+    try:
+        return job.output()
+    except (ValueError, ImportError) as error:  # an unknown protocol, a filesystem that is not installed
+        raise OutputError(f"cannot use the output {job.output_url}: {error}") from error
+
+
+@contextlib.contextmanager
+def _writable(output: Folder) -> Iterator[None]:
+    """A full or read-only disk, or a bucket that is not there, shows before work starts."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to the output {output.url}: {error}; mend this and run the same command again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -357,7 +357,6 @@ def test_overwrite_does_nothing_to_an_output_that_is_the_same(corpus, tmp_path):
     assert run(corpus, tmp_path / "out", [Replace()], overwrite=True).state == "already finished"
 
 
-@pytest.mark.xfail(strict=True, reason="pipelines/run.py: opens the output unguarded")
 def test_an_unknown_protocol_of_the_output_is_one_line(corpus):
     with pytest.raises(OutputError, match="nosuch"):
         run(corpus, "nosuch://bucket/out", [Keep()])
@@ -444,16 +443,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path
     assert result.manifest["totals"]["rows_kept"] == 900 and result.manifest["totals"]["rows_dead"] == 0
 
 
-@pytest.mark.parametrize(
-    "free",
-    [
-        pytest.param(
-            "4k", marks=pytest.mark.xfail(strict=True, reason="pipelines/run.py: writes the plan unguarded")
-        ),
-        "16k",
-        "48k",
-    ],
-)
+@pytest.mark.parametrize("free", ["4k", "16k", "48k"])
 def test_a_disk_that_is_full_at_any_stage_is_one_line(tmp_path, free):
     """Before the plan, at the plan, at the first units, in the request cache: never a traceback, never a dead row."""
     disk = tmp_path / "disk"

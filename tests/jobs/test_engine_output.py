@@ -228,7 +228,6 @@ def test_a_file_beside_its_output(tmp_path, monkeypatch):
     assert set(files_below(tmp_path / "out" / "data")) == {"corpus.jsonl"}
 
 
-@pytest.mark.xfail(strict=True, reason="pipelines/run.py: does not look at how shards were written")
 def test_other_file_settings_are_applied_to_a_finished_output(corpus, tmp_path):
     from transforms.shards.formats import AssembleOptions
 
@@ -241,7 +240,6 @@ def test_other_file_settings_are_applied_to_a_finished_output(corpus, tmp_path):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="pipelines/run.py: does not look whether shards are there")
 def test_a_shard_missing_from_a_finished_output_is_made_again(corpus, tmp_path):
     out = tmp_path / "out"
     run(corpus, out, STEPS)

@@ -195,7 +195,6 @@ def bucket(s3_server):
     return f"s3://{name}", s3_server
 
 
-@pytest.mark.xfail(strict=True, reason="pipelines/run.py: writes the plan unguarded")
 def test_a_bucket_that_does_not_exist_is_one_line(corpus, s3_server, tmp_path):
     with pytest.raises(InputError, match="no such input: s3://no-such-bucket/in"):
         run("s3://no-such-bucket/in", tmp_path / "out", STEPS, input_options=s3_server)
