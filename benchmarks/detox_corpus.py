@@ -8,9 +8,9 @@ Two corpora are made from the development data (their text never enters the repo
 - `mixed`: Parquet with nested and dictionary columns; neutral documents, half of them with toxic sentences put in at
   known offsets.
 
-The judge shares neither data nor features with the ranker: a logistic regression on sentence embeddings, fitted on
-the DGHS development split and the Davidson tweets (the ranker was trained on Jigsaw's comments, on words). It ranks
-nothing. Runs are resumed when started again; figures go to `benchmarks/results/detox_corpus.json`.
+The judge shares neither data nor features with the ranker: a logistic regression on character n-grams, fitted on the
+DGHS development split and the Davidson tweets (the ranker is a BiLSTM over words trained on Jigsaw's comments; similarity
+comes from sentence embeddings). It ranks nothing. Runs are resumed when started again; figures go to `benchmarks/results/detox_corpus.json`.
 """
 
 from __future__ import annotations
@@ -33,33 +33,29 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Judge:
-    """P(toxic) by logistic regression over MiniLM sentence embeddings."""
+    """P(toxic) by logistic regression over character n-grams."""
 
-    def __init__(self, data: Path, cache: Path) -> None:
+    def __init__(self, data: Path) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
-
-        from models import registry
-
-        self._encoder = registry.load("encoder", "minilm")
-        texts, labels = _labelled(data)
-        cache.mkdir(parents=True, exist_ok=True)
-        path = cache / f"judge-{len(texts)}.npy"
-        if path.exists():
-            vectors = np.load(path)
-        else:
-            vectors = self._encoder.encode(texts)
-            np.save(path, vectors)
-        held = np.arange(len(texts)) % 5 == 0
-        labels = np.array(labels)
-        self._model = LogisticRegression(C=4.0, max_iter=2000, class_weight="balanced")
-        self._model.fit(vectors[~held], labels[~held])
         from sklearn.metrics import roc_auc_score
+        from sklearn.pipeline import make_pipeline
 
-        self.auc = float(roc_auc_score(labels[held], self._model.predict_proba(vectors[held])[:, 1]))
+        texts, labels = _labelled(data)
+        held = [i % 5 == 0 for i in range(len(texts))]
+        train = [i for i, h in enumerate(held) if not h]
+        test = [i for i, h in enumerate(held) if h]
+        self._model = make_pipeline(
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=3, sublinear_tf=True),
+            LogisticRegression(C=8.0, max_iter=1000, class_weight="balanced"),
+        )
+        self._model.fit([texts[i] for i in train], [labels[i] for i in train])
+        self.auc = float(roc_auc_score([labels[i] for i in test], self.score([texts[i] for i in test])))
 
     def score(self, texts: list[str]) -> np.ndarray:
-        """P(toxic) of each text."""
-        return self._model.predict_proba(self._encoder.encode(texts))[:, 1]
+        """P(toxic) of each text; of an empty one 0."""
+        scores = self._model.predict_proba(texts)[:, 1]
+        return np.where([bool(t.strip()) for t in texts], scores, 0.0)
 
 
 def _labelled(data: Path) -> tuple[list[str], list[int]]:
@@ -187,7 +183,7 @@ def summarise(output: Path, seconds: float, judge: Judge) -> dict[str, Any]:
             *((a, edits.filter(pl.col("action") == a)) for a in facts["rungs"]),
         ]:
             before = judge.score(part["before"].to_list())
-            after = judge.score([t or " " for t in part["after"].to_list()])
+            after = judge.score(part["after"].to_list())
             facts[f"edits_{action}"] = {
                 "judge_before": interval(before),
                 "judge_after": interval(after),
@@ -220,7 +216,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["hate", "mixed"])
     parser.add_argument("extra", nargs="*", help="more options of `tamis detox`, after --")
     args = parser.parse_args()
-    judge = Judge(args.data, args.work)
+    judge = Judge(args.data)
     path = RESULTS / "detox_corpus.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
     figures["judge_auc_held_out"] = judge.auc
@@ -233,7 +229,7 @@ def main() -> None:
         texts = [json.loads(line)["text"] for line in source.open()]
         after = [json.loads(line)["text"] for line in (output / "data" / source.name).open()]
         figures["hate"]["corpus_judge_before"] = interval(judge.score(texts))
-        figures["hate"]["corpus_judge_after"] = interval(judge.score([t or " " for t in after]))
+        figures["hate"]["corpus_judge_after"] = interval(judge.score(after))
         figures["hate"]["verify"] = verify(output)
     if args.only != "hate":
         source, output = args.work / f"mixed-{args.documents}.parquet", args.work / f"mixed-{args.documents}"

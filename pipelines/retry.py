@@ -68,7 +68,13 @@ def retry_output(
     settings_then = {k: v for k, v in stored["config"].items() if k in DetoxConfig.model_fields}
     columns = {k: stored[k] for k in ("text_column", "id_column", "seed")}
     config = DetoxConfig.model_validate(
-        {**settings_then, **columns, "input": stored["source"], "output": url, "storage_options": options or {}}
+        {
+            **settings_then,
+            **columns,
+            "input": stored["source"],
+            "output": url,
+            "storage_options": options or {},
+        }
     )
     return replay, run(config, replace(settings, overwrite=False))
 

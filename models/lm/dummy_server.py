@@ -28,7 +28,7 @@ from schemas.fingerprint import derive_seed, fingerprint
 MODES = ("soften", "echo", "garbage")
 # 429 (with Retry-After), 500, 503; `hang`: no answer for a long time; `close`: the connection breaks;
 # `truncated`: half a reply; `garbled`: no JSON; `empty`: a reply without answers.
-FAULTS = ("429", "500", "503", "hang", "close", "truncated", "garbled", "empty")
+FAULTS = ("400", "429", "500", "503", "hang", "close", "truncated", "garbled", "empty")
 OPEN, CLOSE = "<answer>", "</answer>"
 # What a listed word gives way to, besides nothing at all.
 MILDER = ("person", "thing", "poor", "bad", "unwise", "not good")
@@ -322,8 +322,9 @@ class _Handler(BaseHTTPRequestHandler):
         options = self.dummy.options
         if kind == "429":
             self._send(*_error(429, "too many requests"), headers={"Retry-After": f"{options.retry_after:g}"})
-        elif kind in ("500", "503"):
-            self._send(*_error(int(kind), "something broke"))
+        elif kind in ("400", "500", "503"):
+            # 400: what a server says to a request it will never take, so no client should ask again.
+            self._send(*_error(int(kind), "bad request" if kind == "400" else "something broke"))
         elif kind == "truncated":
             self._send_raw(200, b'{"choices": [{"message": {"role": "assist', length=4096)
         elif kind == "garbled":
