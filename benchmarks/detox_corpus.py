@@ -9,8 +9,9 @@ Two corpora are made from the development data (their text never enters the repo
   known offsets.
 
 The judge shares neither data nor features with the ranker: a logistic regression on character n-grams, fitted on the
-DGHS development split and the Davidson tweets (the ranker is a BiLSTM over words trained on Jigsaw's comments; similarity
-comes from sentence embeddings). It ranks nothing. Runs are resumed when started again; figures go to `benchmarks/results/detox_corpus.json`.
+DGHS development split, the Davidson tweets and both sides of ParaDetox (the ranker is a BiLSTM over words trained on
+Jigsaw's comments; similarity comes from sentence embeddings). It ranks nothing. The rewriter's adapter has seen ParaDetox
+too, as pairs. Runs are resumed when started again; figures go to `benchmarks/results/detox_corpus.json`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,10 @@ def _labelled(data: Path) -> tuple[list[str], list[int]]:
             ):  # tweets are five sixths offensive: a quarter of those will do
                 texts.append(row["tweet"])
                 labels.append(int(row["class"] != "2"))
+    with (data / "detox/paradetox_dev.tsv").open() as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            texts += [row["toxic"], row["neutral1"]]
+            labels += [1, 0]
     return texts, labels
 
 
