@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import re
 import threading
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from models.lm.dummy_answers import count_tokens, write_answer
 from schemas.errors import ModelError
 from schemas.fingerprint import derive_seed, fingerprint
 
@@ -29,10 +29,6 @@ MODES = ("soften", "echo", "garbage")
 # 429 (with Retry-After), 500, 503; `hang`: no answer for a long time; `close`: the connection breaks;
 # `truncated`: half a reply; `garbled`: no JSON; `empty`: a reply without answers.
 FAULTS = ("400", "429", "500", "503", "hang", "close", "truncated", "garbled", "empty")
-OPEN, CLOSE = "<answer>", "</answer>"
-# What a listed word gives way to, besides nothing at all.
-MILDER = ("person", "thing", "poor", "bad", "unwise", "not good")
-_TOKEN = re.compile(r"\s*\S+|\s+$")
 
 
 @dataclass(frozen=True)
@@ -181,15 +177,15 @@ class DummyServer:
         choices, total = [], 0
         for index in range(min(int(body.get("n") or 1), options.largest_n)):
             draw = random.Random(derive_seed(seed, prompt, str(body.get("temperature", 1.0)), index))
-            text, finish, stop_reason, tokens = _cut(
-                _reply(body["messages"], options.mode, draw), stops, limit
+            text, finish, stop_reason, tokens = cut(
+                write_answer(body["messages"], options.mode, draw), stops, limit
             )
             total += tokens
             message = {"role": "assistant", "content": text}
             choices.append(
                 {"index": index, "message": message, "finish_reason": finish, "stop_reason": stop_reason}
             )
-        prompt_tokens = _count(prompt)
+        prompt_tokens = count_tokens(prompt)
         return 200, {
             "id": f"chatcmpl-{fingerprint(json.dumps(body, sort_keys=True))[:12]}",
             "object": "chat.completion",
@@ -213,7 +209,7 @@ class DummyServer:
             return _error(404, f"the model `{body.get('model')}` does not exist")
         if body.get("stream"):
             return _error(400, "this server does not stream")
-        asked = sum(_count(m["content"]) for m in messages)
+        asked = sum(count_tokens(m["content"]) for m in messages)
         wanted = body.get("max_tokens") or body.get("max_completion_tokens") or 1
         if asked + wanted > self.options.context:
             return _error(
@@ -364,59 +360,6 @@ def _check(options: DummyOptions) -> None:
         raise ModelError(f"fault '{sorted(unknown)[0]}' is not known; use {', '.join(FAULTS)}")
     if not 0 <= options.fail_rate <= 1:
         raise ModelError("the fail rate must be in [0, 1]")
-
-
-def _reply(messages: list[dict[str, Any]], mode: str, draw: random.Random) -> str:
-    """What the model says: the asked-for text, rewritten by the mode, in tags where the prompt speaks of them."""
-    asked = [message["content"] for message in messages if message.get("role") == "user"]
-    question = asked[-1] if asked else messages[-1]["content"]
-    if mode == "garbage":
-        return " ".join(
-            "".join(draw.choices("abcdefghij#%&", k=draw.randint(1, 9))) for _ in range(draw.randint(3, 12))
-        )
-    # A rewrite prompt ends in the text, after its label; any other question is the text itself.
-    _, labelled, text = question.rpartition("\nText: ")
-    text = text if labelled else question
-    answer = _soften(text, draw) if mode == "soften" else text
-    if OPEN not in question:
-        return answer
-    begun = messages[-1]["content"] if messages[-1].get("role") == "assistant" else ""
-    return f"{'' if OPEN in begun else OPEN}{answer}{CLOSE}"
-
-
-def _soften(text: str, draw: random.Random) -> str:
-    """Take each listed word out, or put a milder one in its place."""
-    parts, position = [], 0
-    for match in _lexicon().find(text):
-        milder = draw.choice(("", *MILDER))
-        parts += [text[position : match.start], milder]
-        position = match.end
-        if (
-            not milder
-            and text[position : position + 1] == " "
-            and text[match.start - 1 : match.start] in ("", " ")
-        ):
-            position += 1  # not two spaces where a word was
-    return "".join([*parts, text[position:]])
-
-
-def _lexicon() -> Any:
-    from models.registry import load
-
-    return load("scorer", "lexicon")
-
-
-def _cut(text: str, stops: list[str], limit: int) -> tuple[str, str, str | None, int]:
-    """A text up to its first stop string and its longest length: text, finish reason, stop string, tokens."""
-    found = sorted((text.find(stop), stop) for stop in stops if stop and stop in text)
-    tokens = _TOKEN.findall(text[: found[0][0]] if found else text)
-    if len(tokens) > limit:
-        return "".join(tokens[:limit]), "length", None, limit
-    return "".join(tokens), "stop", found[0][1] if found else None, len(tokens) + 1
-
-
-def _count(text: str) -> int:
-    return len(_TOKEN.findall(text))
 
 
 def _error(status: int, message: str) -> tuple[int, dict[str, Any]]:

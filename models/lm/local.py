@@ -98,6 +98,8 @@ class LocalLanguageModel:
         extra = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": on.type, "threads": threads}
         # Cosmetic where it changes nothing, and then not recorded.
         extra |= {} if self._prepared.exact or self.batch_rows == 1 else {"batch_rows": self.batch_rows}
+        # Other rounding than merged: not the same answers.
+        extra |= {"decoding": "unmerged"} if adapter is not None and not merge_adapter else {}
         self.info: ModelInfo = dataclasses.replace(info, extra={**info.extra, **extra})
 
     @staticmethod

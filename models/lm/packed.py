@@ -13,8 +13,6 @@ import platform
 import torch
 from torch import nn
 
-# Smaller layers (LoRA factors) gain nothing, and a training loop may still want them as they are.
-MIN_FEATURES = 32
 # How many rows the layout is chosen for: a handful of candidates. Other sizes work too.
 TYPICAL_ROWS = 10
 # oneDNN compiles a kernel for every new number of rows (about a millisecond a layer shape). Long prompts are padded
@@ -33,6 +31,8 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), TYPICAL_ROWS)
         self.bias = None if linear.bias is None else linear.bias.detach()
+        # Empty: says dtype and device, which adapter layers (PEFT) ask their factors for.
+        self.weight = linear.weight.detach().new_empty(0)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Multiply: (..., in_features) -> (..., out_features), same dtype."""
@@ -62,7 +62,7 @@ def has_fast_bfloat16() -> bool:
 
 
 def pack_linears(module: nn.Module) -> int:
-    """Replace every large `nn.Linear` under `module` by a `PackedLinear`, in place.
+    """Replace every `nn.Linear` under `module` by a `PackedLinear`, in place (small ones too: for the same bits).
 
     Exactly `nn.Linear` is replaced, never a subclass (a quantised or adapter layer knows better).
 
@@ -71,7 +71,7 @@ def pack_linears(module: nn.Module) -> int:
     """
     count = 0
     for name, child in list(module.named_children()):
-        if type(child) is nn.Linear and min(child.in_features, child.out_features) >= MIN_FEATURES:
+        if type(child) is nn.Linear:
             setattr(module, name, PackedLinear(child))
             count += 1
         else:

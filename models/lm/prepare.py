@@ -95,11 +95,13 @@ def _rows_are_independent(model: Any) -> bool:
     seen = set()
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
-        shape = (getattr(module, "in_features", 0), getattr(module, "out_features", 0))
-        if not isinstance(module, (torch.nn.Linear, packed.PackedLinear)) or shape in seen:
+        if not isinstance(module, (torch.nn.Linear, packed.PackedLinear)):
             continue
-        seen.add(shape)
-        rows = torch.randn(max(ROWS), shape[0], generator=generator).to(model.dtype)
+        kind = (module.in_features, module.out_features, module.weight.dtype)  # adapters may keep float32
+        if kind in seen:
+            continue
+        seen.add(kind)
+        rows = torch.randn(max(ROWS), module.in_features, generator=generator).to(module.weight.dtype)
         whole = module(rows)
         if not all(torch.equal(module(rows[-count:].contiguous()), whole[-count:]) for count in ROWS):
             return False

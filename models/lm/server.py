@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
 import os
@@ -13,13 +12,13 @@ import re
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import stamina
 
-from models.lm.dialects import DIALECTS, OWNERS, Choice, Dialect, GarbledReplyError, read_reply, write_body
+from models.lm.dialects import DIALECTS, Choice, Dialect, GarbledReplyError, read_reply, write_body
 from models.lm.limits import check_sampling
+from models.lm.reach import describe_card, headers, is_local, one_line, reach, without_secrets
 from models.protocols import Candidate, FloatArray, Generation, GenerationRequest, ModelInfo, Sampling
 from schemas.errors import FatalStepError, ModelError
 from schemas.fingerprint import derive_seed
@@ -27,8 +26,6 @@ from schemas.fingerprint import derive_seed
 # Each retry is logged under `stamina`; who configures logging sees them, nobody else's terminal is filled with them.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 
-KEY_VARIABLES = ("TAMIS_API_KEY", "OPENAI_API_KEY")
-REACH_TIMEOUT = 5.0  # seconds to answer the question which models there are
 DEFAULT_CONTEXT = 4096  # where the server does not say
 LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks for more is as good as gone
 # So many requests failing one after another because nothing answers is no row's fault: the run stops, resumable.
@@ -103,15 +100,15 @@ class ServerLanguageModel:
     ) -> None:
         if concurrency < 1 or attempts < 1 or timeout <= 0:
             raise ModelError("concurrency and attempts must be 1 or more, timeout above 0")
-        card = _reach(base_url, model, api_key)
+        card = reach(base_url, model, api_key)
         self.base_url, self.model = base_url.rstrip("/"), model
-        self.info = _describe(base_url, card, name, dialect, prefill)
+        self.info = describe_card(base_url, card, name, dialect, prefill)
         self.context_limit = int(context_limit or card.get("max_model_len") or DEFAULT_CONTEXT)
         self.concurrency, self.timeout, self.attempts = concurrency, timeout, attempts
         self.wait_initial, self.wait_max = wait_initial, wait_max
         self._dialect: Dialect = DIALECTS[self.info.extra["dialect"]]
         self._prefilled = self.info.extra["prefill"] == "continue"
-        self._headers = _headers(api_key)
+        self._headers = headers(api_key)
         self._loop = _BackgroundLoop()
         self._open: tuple[asyncio.AbstractEventLoop, httpx.AsyncClient, asyncio.Semaphore] | None = None
         self._unanswered = 0
@@ -132,7 +129,7 @@ class ServerLanguageModel:
         Raises:
             ModelError: As the constructor.
         """
-        return _describe(base_url, _reach(base_url, model, api_key), name, dialect, prefill)
+        return describe_card(base_url, reach(base_url, model, api_key), name, dialect, prefill)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of `text`, estimated from above for the tokenizers in use: twice too many for English."""
@@ -252,7 +249,7 @@ class ServerLanguageModel:
         self._unanswered = self._unanswered + 1 if unreachable else 0
         if self._unanswered >= GONE_AFTER:
             raise FatalStepError(
-                f"The server at {_without_secrets(self.base_url)} no longer answers ({first}); "
+                f"The server at {without_secrets(self.base_url)} no longer answers ({first}); "
                 "start it again and run the same command"
             )
         return Generation((), 0, str(first))
@@ -301,7 +298,7 @@ class ServerLanguageModel:
                 headers=self._headers,
                 timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout), pool=None),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.concurrency),
-                trust_env=not _is_local(self.base_url),
+                trust_env=not is_local(self.base_url),
             )
             self._open = (loop, client, asyncio.Semaphore(self.concurrency))
         return self._open[1], self._open[2]
@@ -348,7 +345,7 @@ async def _post(client: httpx.AsyncClient, body: dict[str, Any], timeout: float)
     except httpx.TransportError as error:
         # The server hung up or was never there; a reply cut short comes here too.
         gone = not isinstance(error, httpx.ReadError | httpx.RemoteProtocolError)
-        raise _RetryableError(f"connection failed ({_line(error)})", unreachable=gone) from error
+        raise _RetryableError(f"connection failed ({one_line(error)})", unreachable=gone) from error
     if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
         raise _RetryableError(f"HTTP {response.status_code}: {_said(response)}", _retry_after(response))
     if response.status_code != httpx.codes.OK:
@@ -361,7 +358,7 @@ def _read(response: httpx.Response, request: GenerationRequest, prefilled: bool)
     try:
         return read_reply(response.json(), request, prefilled)
     except (ValueError, GarbledReplyError) as error:
-        raise _RetryableError(f"the reply is garbled: {_line(error)}") from error
+        raise _RetryableError(f"the reply is garbled: {one_line(error)}") from error
 
 
 def _pause(error: Exception) -> bool | float:
@@ -382,87 +379,6 @@ def _retry_after(response: httpx.Response) -> float | None:
     return min(wait, LONGEST_RETRY_AFTER) if wait >= 0 else None
 
 
-def _reach(base_url: str, model: str, api_key: str | None) -> dict[str, Any]:
-    """The server's card of a model.
-
-    Raises:
-        ModelError: In one line, what is wrong and what to do.
-    """
-    shown = _without_secrets(base_url)
-    try:
-        response = httpx.get(
-            base_url.rstrip("/") + "/models",
-            headers=_headers(api_key),
-            timeout=REACH_TIMEOUT,
-            trust_env=not _is_local(base_url),
-        )
-    except httpx.InvalidURL as error:
-        raise ModelError(f"'{shown}' is no address ({error}); e.g. http://localhost:8000/v1") from error
-    except (httpx.HTTPError, OSError) as error:
-        raise ModelError(
-            f"No server answers at {shown} ({_line(error)}); start it, or check the address"
-        ) from error
-    status = response.status_code
-    if status in (401, 403):
-        raise ModelError(f"The server at {shown} refuses the key (HTTP {status}); set {KEY_VARIABLES[0]}")
-    if status == httpx.codes.NOT_FOUND:
-        raise ModelError(f"{shown} answers, but lists no models (HTTP 404); does the address end in /v1?")
-    if status == httpx.codes.SERVICE_UNAVAILABLE:
-        raise ModelError(
-            f"The server at {shown} is not ready yet (HTTP 503); try again once its model is loaded"
-        )
-    try:
-        cards = [card for card in response.json()["data"] if isinstance(card, dict)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{shown} answers (HTTP {status}), but not as an OpenAI-compatible server does"
-        ) from error
-    for card in cards:
-        if card.get("id") == model:
-            return card
-    served = ", ".join(sorted(str(card.get("id")) for card in cards)[:8]) or "none"
-    raise ModelError(f"The server at {shown} has no model '{model}'; it serves {served}")
-
-
-def _describe(base_url: str, card: dict[str, Any], name: str, dialect: str, prefill: str) -> ModelInfo:
-    if dialect == "auto":
-        dialect = OWNERS.get(str(card.get("owned_by", "")).lower(), "basic")
-    if dialect not in DIALECTS:
-        raise ModelError(f"dialect '{dialect}' is not known; use auto, {', '.join(DIALECTS)}")
-    if prefill not in ("auto", "continue", "none"):
-        raise ModelError(f"prefill '{prefill}' is not known; use auto, continue or none")
-    if prefill == "auto":
-        prefill = "continue" if DIALECTS[dialect].continues else "none"
-    shown = _without_secrets(base_url.rstrip("/"))
-    return ModelInfo(
-        name=name or f"openai:{shown}#{card['id']}",
-        kind="lm",
-        revision=str(card["id"]),
-        source=shown,
-        extra={"dialect": dialect, "prefill": prefill, "decoding": f"{dialect}/{prefill}"},
-    )
-
-
-def _headers(api_key: str | None) -> dict[str, str]:
-    key = api_key or next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), "")
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _is_local(url: str) -> bool:
-    """Whether an address is this machine's own, which no proxy should be asked for."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _without_secrets(url: str) -> str:
-    """An address without the user and password it may hold: it stands in records and messages."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
-
-
 def _said(response: httpx.Response) -> str:
     """What a refusal says, in one short line."""
     try:
@@ -472,7 +388,3 @@ def _said(response: httpx.Response) -> str:
     except ValueError:
         text = response.text
     return " ".join(text.split())[:200] or response.reason_phrase
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

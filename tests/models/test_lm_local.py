@@ -440,6 +440,8 @@ class TestAdapters:
         merged = LocalLanguageModel(folder, **options)
         apart = LocalLanguageModel(folder, merge_adapter=False, **options)
         plain = LocalLanguageModel(folder, merge_adapter=False, fast=False, **options)
+        assert merged._prepared == apart._prepared == lm._prepared
+        assert apart.info.extra["decoding"] == "unmerged" and "decoding" not in merged.info.extra
         prompt = [lm.encode(requests()[2])]
         np.testing.assert_allclose(
             merged.next_token_logits(prompt), plain.next_token_logits(prompt), atol=1e-3
