@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from models.lm.dummy_answers import count_tokens, write_answer
+from models.lm.dummy_answers import count_tokens, cut, write_answer
 from schemas.errors import ModelError
 from schemas.fingerprint import derive_seed, fingerprint
 

@@ -13,7 +13,8 @@ from models.protocols import Candidate
 NAME = "detox-rewrite-v1"
 plain = st.text(alphabet=st.characters(blacklist_categories=("Cs",), blacklist_characters="<>"), max_size=60)
 said = st.lists(
-    st.sampled_from(["<answer>", "</answer>", "<ANSWER>", "</ans", "<", ">", " ", "\n", "a fine day", "no"]), max_size=8
+    st.sampled_from(["<answer>", "</answer>", "<ANSWER>", "</ans", "<", ">", " ", "\n", "a fine day", "no"]),
+    max_size=8,
 ).map("".join)
 
 
@@ -69,7 +70,10 @@ class TestLoadPrompt:
             ("{% block user %}{{ text }", "line 1"),
             ("{{ text }}", "no user turn"),
             ("{% block user %}{{ tone }}{% endblock %}", "'tone' is undefined"),
-            ("{% block user %}{{ text }}{% endblock %}{% block robot %}{% endblock %}", "unknown block 'robot'"),
+            (
+                "{% block user %}{{ text }}{% endblock %}{% block robot %}{% endblock %}",
+                "unknown block 'robot'",
+            ),
             ("{% set stop = [1] %}{% block user %}{{ text }}{% endblock %}", "stop"),
             ("{% block user %}{{ text.__class__.__mro__ }}{% endblock %}", "unsafe"),
         ],
