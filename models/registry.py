@@ -41,6 +41,8 @@ LOCAL_LM_OPTIONS = (
     "fast",
 )
 
+SOCD_OPTIONS = ("socd", "toxic", "toxic_adapter")
+
 
 @dataclass(frozen=True)
 class NameRow:
@@ -277,6 +279,8 @@ def _lm(name: str, options: dict[str, Any]) -> _Part:
 def _local_lm(name: str, folder: Callable[[], Path], options: dict[str, Any]) -> _Part:
     from models.lm.folder import describe_folder
 
+    if "socd" in options:
+        return _steered_lm(name, folder, options)
     _refuse_options(name, options, LOCAL_LM_OPTIONS)
 
     def info() -> ModelInfo:
@@ -288,6 +292,31 @@ def _local_lm(name: str, folder: Callable[[], Path], options: dict[str, Any]) ->
         return LocalLanguageModel(folder(), name=name, **options)
 
     return _Part(describe=info, load=build)
+
+
+def _steered_lm(name: str, folder: Callable[[], Path], options: dict[str, Any]) -> _Part:
+    """A model decoded contrastively; `socd` holds the settings of `models.decoding.socd` as pairs."""
+    _refuse_options(name, options, (*LOCAL_LM_OPTIONS, *SOCD_OPTIONS))
+    rest = {key: value for key, value in options.items() if key not in SOCD_OPTIONS}
+    sides = {key: options[key] for key in ("toxic", "toxic_adapter") if options.get(key)}
+
+    def describe() -> ModelInfo:
+        from models.decoding.model import SoCDModel
+        from models.decoding.socd import SoCDSettings
+
+        settings = SoCDSettings(**dict(options["socd"]))
+        return SoCDModel.describe(
+            folder(), name=name, adapter=rest.get("adapter"), settings=settings, **sides
+        )
+
+    def load() -> LanguageModel:
+        from models.decoding.model import SoCDModel
+        from models.decoding.socd import SoCDSettings
+
+        settings = SoCDSettings(**dict(options["socd"]))
+        return SoCDModel(folder(), name=name, settings=settings, **sides, **rest)
+
+    return _Part(describe, load)
 
 
 def _server(name: str, address: str, options: dict[str, Any]) -> _Part:

@@ -102,6 +102,17 @@ def detox(
             help="LoRA adapter, by name or folder; `none` for no adapter.", rich_help_panel="Rewriting"
         ),
     ] = None,
+    decoding: Annotated[
+        str,
+        typer.Option(
+            help="prompt_only, or contrastive: logratio, official, vanilla_cd (these need --toxic-adapter).",
+            rich_help_panel="Rewriting",
+        ),
+    ] = "prompt_only",
+    toxic_adapter: Annotated[
+        str | None,
+        typer.Option(help="LoRA adapter of the toxic model to steer away from.", rich_help_panel="Rewriting"),
+    ] = None,
     prompt: Annotated[
         str, typer.Option(help="Prompt, by name or file.", rich_help_panel="Rewriting")
     ] = "detox-rewrite-v1",
@@ -186,7 +197,7 @@ def detox(
 
     given: dict[str, Any] = {
         "text_column": text_column, "id_column": id_column, "scorer": scorer, "scorer_extra": _pairs(scorer_option), "lexicon": lexicon, "model": model,
-        "adapter": adapter, "prompt": prompt, "seed": seed, "gate.gate": gate, "gate.tau": tau, "rewrite.unit": unit,
+        "adapter": adapter, "decoding.mode": decoding, "decoding.toxic_adapter": toxic_adapter, "prompt": prompt, "seed": seed, "gate.gate": gate, "gate.tau": tau, "rewrite.unit": unit,
         "rewrite.sampling.temperatures": [float(t) for t in temperatures.split(",")],
         "rewrite.sampling.per_temperature": per_temperature, "accept.max_toxicity": max_toxicity,
         "accept.min_similarity": min_similarity, "accept.fusion_lambda": fusion_lambda,
@@ -194,7 +205,7 @@ def detox(
         "compression": compression, "row_group_rows": row_group_rows, "max_dead": max_dead,
     }  # fmt: skip
     flags = {  # option name -> setting, to know which were typed and which are defaults
-        "scorer_option": "scorer_extra", "gate": "gate.gate", "tau": "gate.tau", "unit": "rewrite.unit", "temperatures": "rewrite.sampling.temperatures",
+        "scorer_option": "scorer_extra", "decoding": "decoding.mode", "toxic_adapter": "decoding.toxic_adapter", "gate": "gate.gate", "tau": "gate.tau", "unit": "rewrite.unit", "temperatures": "rewrite.sampling.temperatures",
         "per_temperature": "rewrite.sampling.per_temperature", "max_toxicity": "accept.max_toxicity",
         "min_similarity": "accept.min_similarity", "fusion_lambda": "accept.fusion_lambda", "ladder": "accept.ladder",
     }  # fmt: skip

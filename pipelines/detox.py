@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -51,6 +51,42 @@ _COSMETIC = {
 }
 
 
+class DecodingOptions(BaseModel):
+    """How the rewriter decodes: plainly, or steered away from what a toxic model would say (SoCD)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["prompt_only", "logratio", "official", "vanilla_cd"] = Field(
+        "prompt_only", description="prompt_only: plain sampling; the others need a toxic model."
+    )
+    toxic: str | None = Field(None, description="Folder of the toxic model; None = the rewriter's base.")
+    toxic_adapter: str | None = Field(None, description="LoRA adapter that makes it toxic, by folder.")
+    divergence: Literal["l2", "tvd", "js", "fkl", "rkl"] = Field(
+        "l2", description="How the two are compared."
+    )
+    dynamic_k: bool = Field(True, description="Edit up to floor(alpha * V) tokens a step; false: k_min.")
+    k_min: int = Field(10, ge=1, description="Fewest tokens that may be edited at a step.")
+    strength: float = Field(1.0, ge=0, description="Multiplies alpha; 1 is the paper.")
+
+    def options(self) -> dict[str, Any]:
+        """Options of the language model; none where nothing is steered.
+
+        Raises:
+            TamisError: A mode that needs a toxic model has none.
+        """
+        if self.mode == "prompt_only":
+            return {}
+        if not (self.toxic or self.toxic_adapter):
+            raise TamisError(
+                f"decoding.mode {self.mode} needs a toxic model: pass --toxic-adapter FOLDER (make one with "
+                "`tamis train lm TOXIC_TEXTS --model smollm2 --lora --output FOLDER`)"
+            )
+        names = ("mode", "divergence", "dynamic_k", "k_min", "strength")
+        settings = tuple(sorted((name, getattr(self, name)) for name in names))
+        sides = {"toxic": self.toxic, "toxic_adapter": self.toxic_adapter}
+        return {"socd": settings, **{k: v for k, v in sides.items() if v}}
+
+
 class DetoxConfig(BaseModel):
     """Settings of the detox job."""
 
@@ -85,6 +121,7 @@ class DetoxConfig(BaseModel):
         description="Requests a decoding batch; more than 1 is for accelerators, exact up to floating point.",
     )
 
+    decoding: DecodingOptions = Field(default_factory=DecodingOptions)
     segment: SegmentOptions = Field(default_factory=SegmentOptions)
     gate: GateOptions = Field(default_factory=GateOptions)
     localize: LocalizeOptions = Field(default_factory=LocalizeOptions)
@@ -107,13 +144,17 @@ class DetoxConfig(BaseModel):
 
     def model_options(self) -> tuple[tuple[str, Any], ...]:
         """Options of the language model, as sorted pairs."""
+        steering = self.decoding.options()
         if self.model.startswith("openai:"):
+            if steering:
+                raise TamisError("contrastive decoding needs the model in this process; pass another --model")
             return ()
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "threads": self.threads}
         if self.batch_rows > 1:
             options["batch_rows"] = self.batch_rows
         if self.adapter_name:
             options["adapter"] = self.adapter_name
+        options |= steering
         return tuple(sorted(options.items()))
 
     def scorer_options(self) -> tuple[tuple[str, Any], ...]:
