@@ -269,3 +269,32 @@ def test_the_embedded_rewriter_end_to_end(tmp_path: Path) -> None:
     edit = edits_of(tmp_path / "out").to_dicts()[0]
     assert (edit["start"], edit["before"]) == (19, "You are an idiot.")
     assert edit["toxicity_after"] < 0.5 < edit["toxicity_before"]
+
+
+def test_contrastive_decoding_needs_a_toxic_model_and_records_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from models import store
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(json.dumps({"text": "You are an idiot."}) + "\n")
+    assert tamis("detox", folder, "-o", tmp_path / "out", *FEW, "--decoding", "logratio") == 2
+    assert "--toxic-adapter" in capsys.readouterr().err
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(store.path("smollm2"))
+    settings = LoraConfig(
+        r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    get_peft_model(base, settings).save_pretrained(tmp_path / "toxic")
+    args = ["--decoding", "logratio", "--toxic-adapter", str(tmp_path / "toxic")]
+    assert tamis("detox", folder, "-o", tmp_path / "out", *FEW, *args) == 0
+    lm = next(
+        m for m in json.loads((tmp_path / "out/manifest.json").read_text())["models"] if m["kind"] == "lm"
+    )
+    assert lm["extra"]["decoding"]["mode"] == "logratio" and lm["extra"]["toxic_revision"]
+    assert edits_of(tmp_path / "out")["model"][0] == f"{lm['name']}@{lm['revision']}"
