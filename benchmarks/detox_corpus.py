@@ -219,33 +219,38 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", choices=["hate", "mixed"])
+    parser.add_argument(
+        "--variant", default="", help="name of a run with other options, kept beside the plain one"
+    )
     parser.add_argument("extra", nargs="*", help="more options of `tamis detox`, after --")
     args = parser.parse_args()
     judge = Judge(args.data)
+    mark = f"-{args.variant}" if args.variant else ""
     path = RESULTS / "detox_corpus.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
     figures["judge_auc_held_out"] = judge.auc
     if args.only != "mixed":
-        source, output = args.work / f"hate-{args.rows}.jsonl", args.work / f"hate-{args.rows}"
+        source, output = args.work / f"hate-{args.rows}.jsonl", args.work / f"hate-{args.rows}{mark}"
         if not source.exists():
             make_hate(args.data, source, args.rows)
         seconds = run_job(source, output, args.workers, ["--id-column", "id", "--gate", "none", *args.extra])
-        figures["hate"] = summarise(output, seconds, judge)
+        figures["hate" + mark] = summarise(output, seconds, judge)
         texts = [json.loads(line)["text"] for line in source.open()]
         after = [json.loads(line)["text"] for line in (output / "data" / source.name).open()]
-        figures["hate"]["corpus_judge_before"] = interval(judge.score(texts))
-        figures["hate"]["corpus_judge_after"] = interval(judge.score(after))
-        figures["hate"]["verify"] = verify(output)
+        figures["hate" + mark]["corpus_judge_before"] = interval(judge.score(texts))
+        figures["hate" + mark]["corpus_judge_after"] = interval(judge.score(after))
+        figures["hate" + mark]["verify"] = verify(output)
     if args.only != "hate":
-        source, output = args.work / f"mixed-{args.documents}.parquet", args.work / f"mixed-{args.documents}"
+        source = args.work / f"mixed-{args.documents}.parquet"
+        output = args.work / f"mixed-{args.documents}{mark}"
         truth = args.work / f"mixed-{args.documents}.json"
         if not source.exists():
             make_mixed(args.data, source, args.documents, truth)
         columns = ["--text-column", "body", "--id-column", "doc_id"]
         seconds = run_job(source, output, args.workers, [*columns, *args.extra])
-        figures["mixed"] = summarise(output, seconds, judge)
-        figures["mixed"]["located"] = located(output, json.loads(truth.read_text()))
-        figures["mixed"]["verify"] = verify(output)
+        figures["mixed" + mark] = summarise(output, seconds, judge)
+        figures["mixed" + mark]["located"] = located(output, json.loads(truth.read_text()))
+        figures["mixed" + mark]["verify"] = verify(output)
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
