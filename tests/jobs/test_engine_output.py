@@ -254,7 +254,7 @@ def test_a_report_is_written_before_the_manifest_closes(corpus, tmp_path):
     assert (tmp_path / "out" / "report.html").read_text() == "no _SUCCESS yet, 240 rows"
 
 
-def write_report(url):
+def write_report(url, options=None):
     output = Folder(url)
     rows = json.loads(output.read("manifest.json"))["totals"]["rows_in"]
     output.write(

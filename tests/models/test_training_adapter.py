@@ -43,7 +43,7 @@ def test_the_adapter_was_trained_for_the_prompt_that_ships():
 
 @pytest.mark.models
 def test_the_adapter_rewrites():
-    """Greedily: an answer to each, most of them milder, most of them near in meaning."""
+    """Sampled as the job samples: nearly every text gets a candidate that is no longer toxic and near in meaning."""
     from models import registry, store
     from models.prompts import load_prompt
     from models.protocols import GenerationRequest, Sampling
@@ -57,16 +57,16 @@ def test_the_adapter_rewrites():
         messages, prefill, stop = prompt.render(text=text)
         requests.append(GenerationRequest(messages, 0, prefill, stop))
     model = registry.load("lm", "smollm2", adapter="detox")
-    sampling = Sampling((0.0,), 1, repetition_penalty=1.0, max_new_tokens=40)
-    answers = [prompt.parse(g.candidates[0]) for g in model.generate(requests, sampling)]
-    assert all(answers)
-    scorer = registry.load("scorer", "jigsaw-bilstm")
-    before, after = scorer.score(MILD)[:, 0], scorer.score(answers)[:, 0]
-    assert (after < before).sum() >= 5
-    assert (after < 0.5).sum() > (before < 0.5).sum() + 2
-    vectors = registry.load("encoder", "minilm").encode([*MILD, *answers])
-    near = (vectors[: len(MILD)] * vectors[len(MILD) :]).sum(1)
-    assert (near > 0.4).sum() >= 5
+    scorer, encoder = registry.load("scorer", "jigsaw-bilstm"), registry.load("encoder", "minilm")
+    rewritten = 0
+    for text, generation in zip(MILD, model.generate(requests, Sampling(max_new_tokens=40)), strict=True):
+        answers = [a for c in generation.candidates if (a := prompt.parse(c))]
+        assert len(answers) >= 5
+        toxicity = scorer.score(answers)[:, 0]
+        vectors = encoder.encode([text, *answers])
+        near = vectors[1:] @ vectors[0]
+        rewritten += bool(((toxicity < 0.5) & (near > 0.45)).any())
+    assert rewritten >= len(MILD) - 1
 
 
 @settings(deadline=None)
