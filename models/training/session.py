@@ -11,6 +11,7 @@ Import this module late: it needs torch and transformers.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 import os
@@ -19,7 +20,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 import orjson
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from models.training.card import model_card
 from models.training.collate import BatchPlan, Collator
@@ -44,10 +46,11 @@ from models.training.settings import TrainSettings
 from models.training.shards import ShardListing, ShardReader
 from models.training.tokens import TokenStore, build_store
 from models.training.trainer import CausalTrainer, Progress, check_isolation, checkpoints, remove_partial
-from schemas.errors import InputError, ModelError, TamisError
+from schemas.errors import FatalStepError, InputError, ModelError, TamisError
 
 WORK = "_tamis"
 RECORD, SUCCESS = "train.json", "_SUCCESS"
+_DISK_FULL = 1 << 20  # bytes left
 _PACKAGES = ("tamis", "torch", "transformers", "peft", "accelerate", "tokenizers")
 Emit = Callable[[str, dict[str, Any]], None]
 
@@ -216,7 +219,11 @@ class Session:
             trainer.tokens_seen = orjson.loads((last[0] / "tokens.json").read_bytes())["tokens_seen"]
             self.say(f"going on from step {resumed}")
         tokens_before, clock = trainer.tokens_seen, time.monotonic()
-        trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+        with _plain_errors(output):
+            if resumed < plan.steps:
+                trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+            else:  # killed between the last step and the saved model: the Trainer would take one step more
+                trainer.take_up(last[0])
         seconds = time.monotonic() - clock
         after = _last_evaluation(trainer) if batches.held_out is not None else {}
         results = {
@@ -230,7 +237,8 @@ class Session:
             "resumed_from": resumed,
         }
         record = self._record(output, plan, trainer, results, threads)
-        self._publish(output, trainer, record)
+        with _plain_errors(output):
+            self._publish(output, trainer, record)
         return plan, record, resumed
 
     def _model(self) -> Any:
@@ -468,6 +476,24 @@ def _last_evaluation(trainer: CausalTrainer) -> dict[str, float]:
         if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
             return entry
     return trainer.evaluate()
+
+
+@contextlib.contextmanager
+def _plain_errors(output: Path) -> Iterator[None]:
+    """Say in one line what is wrong when memory or the disk runs out, however deep it is raised."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelError(
+            "out of device memory; lower --batch-size or --max-length, raise --accumulate, or pass --gradient-checkpointing"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors wrap a full disk in errors of their own
+        if shutil.disk_usage(output).free < _DISK_FULL:
+            raise FatalStepError(
+                f"the disk of {output} is full; make room, and run the same command again"
+            ) from error
+        raise
 
 
 def set_threads(wanted: int) -> int:

@@ -21,7 +21,7 @@ import transformers
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.training.collate import IGNORE, PAD_SEGMENT, BatchPlan, Collator, Row, block_mask
-from schemas.errors import ModelError
+from schemas.errors import FatalStepError, ModelError
 
 COMPLETE = "COMPLETE"  # written last into a checkpoint: one without it was cut off by a kill
 
@@ -132,6 +132,11 @@ class CausalTrainer(transformers.Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Load the weights and the state of a checkpoint, and train no further."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Tokens that carry the loss in one step: all its forward passes, on all devices."""
@@ -245,6 +250,10 @@ class Progress(transformers.TrainerCallback):
         """Report a training loss."""
         if not logs or "loss" not in logs:
             return
+        if not math.isfinite(float(logs["loss"])):
+            raise FatalStepError(
+                f"the loss is {logs['loss']} at step {state.global_step}; lower --learning-rate, or train in float32"
+            )
         seconds = max(time.monotonic() - self._started, 1e-9)
         tokens = self.trainer.tokens_seen if self.trainer else 0
         rate = (tokens - self._first_tokens) / seconds

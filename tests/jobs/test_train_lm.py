@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipelines.train_lm import TrainLMConfig, main, parse, run
-from schemas.errors import InputError, ModelError, OutputError, TamisError
+from schemas.errors import FatalStepError, InputError, ModelError, OutputError, TamisError
 from tests.models.tiny_lm import save_tiny_lm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,6 +176,46 @@ def kill_after(path: Path, settings: TrainLMConfig) -> None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def test_a_run_killed_after_its_last_step_takes_no_step_more(tiny, texts, tmp_path, monkeypatch):
+    from models.training.session import Session
+
+    run(config(texts, tiny, tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "_publish", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config(texts, tiny, tmp_path / "out"))
+    assert run(config(texts, tiny, tmp_path / "out")).resumed_from == 6
+    assert_equal_weights(tmp_path / "whole", tmp_path / "out")
+
+
+def test_checkpointed_activations_change_nothing_but_memory(tiny, texts, tmp_path):
+    import torch
+
+    for name, wanted in (("plain", False), ("thrifty", True)):
+        run(config(texts, tiny, tmp_path / name, lora=True, gradient_checkpointing=wanted))
+    one, two = weights(tmp_path / "plain"), weights(tmp_path / "thrifty")
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny, texts, tmp_path):
+    with pytest.raises(FatalStepError, match="--learning-rate"):
+        run(config(texts, tiny, tmp_path / "out", learning_rate=1e30, max_grad_norm=0))
+
+
+def test_a_full_disk_is_said_in_one_line(tiny, texts, tmp_path, monkeypatch):
+    from models.training import session
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(session, "save_trained", full)
+    with pytest.raises(OSError, match="No space"):
+        run(config(texts, tiny, tmp_path / "out"))
+    monkeypatch.setattr(session.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(FatalStepError, match="is full"):
+        run(config(texts, tiny, tmp_path / "out"))
 
 
 def test_a_finished_run_is_not_done_again(tiny, texts, tmp_path):
