@@ -147,9 +147,8 @@ class Siblings:
         if any(layer.bias is not None for layer in layers):
             biases = torch.cat([_bias(layer) for layer in layers])
         self.wide = _linear(torch.cat([weight, up], dim=1), biases, layers[0])
-        self._multiply = (
-            self.wide.forward
-        )  # past the modules' own machinery, which costs as much as a small product
+        # Past the modules' own machinery, which costs as much as a small product.
+        self._multiply = self.wide.forward
         # On a CPU a small product in bfloat16 takes twice the time of one in float32.
         small = _weight(self.down)
         self._down32 = small.float().T.contiguous() if small.device.type == "cpu" else None
@@ -223,17 +222,14 @@ def add_sides(model: Any, factors: dict[str, Factors]) -> Switch | None:
         another kind, or does not see the rows of a batch as they are (the experts of a mixture).
     """
     modules = dict(model.named_modules())
-    layers = {
-        name: modules[name] for name in factors if isinstance(modules.get(name), nn.Linear | PackedLinear)
-    }
-    if len(layers) < len(factors) or any(
-        type(layer) not in (nn.Linear, PackedLinear) for layer in layers.values()
-    ):
-        return None
-    for name in layers:
-        layer, (up, down) = modules[name], factors[name]
+    layers: dict[str, Any] = {}
+    for name, (up, down) in factors.items():
+        layer: Any = modules.get(name)
+        if type(layer) not in (nn.Linear, PackedLinear):  # a subclass knows better how it multiplies
+            return None
         if (layer.out_features, layer.in_features) != (up.shape[0], down.shape[1]):
             return None
+        layers[name] = layer
     groups = _siblings(model, layers)
     if groups is None:
         return None
