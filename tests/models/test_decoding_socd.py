@@ -235,6 +235,9 @@ def test_the_loop_of_the_specification_gives_the_same(sides, chosen):
     # d of two tokens may differ by rounding alone where it is equal in fact: then either may be the k-th.
     for row in range(len(s)):
         same = torch.isclose(got[row], expected[row], rtol=1e-4, atol=1e-4)
+        # Whether a token is preferred at all is a matter of rounding where both models give it the same probability.
+        log_ratio = z[row].double().log_softmax(-1) - s[row].double().log_softmax(-1)
+        same |= log_ratio.abs() < 1e-6
         if not same.all():
             edited_here, edited_there = (got[row] != s[row]) & ~same, (expected[row] != s[row]) & ~same
             assert edited_here.sum() == edited_there.sum()
