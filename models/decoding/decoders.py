@@ -3,19 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 
 from models.decoding.low_rank import Switch
 from models.lm.decoder import CausalDecoder, SharedPrefixDecoder, Sides
-from models.lm.prefix import SharedPrefixCache
+from models.lm.prefix import Group, SharedPrefixCache, SharedPrefixLayer
+
+
+class PairedLayer(SharedPrefixLayer):
+    """A layer whose rows are twice as many as its groups': the base side's, then the toxic's.
+
+    Inside, a row's two sides are one row of twice as many heads, so that both are attended to in the same products.
+    """
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `SharedPrefixLayer.update`."""
+        super().update(_as_heads(key_states), _as_heads(value_states))
+        return key_states, value_states
+
+    def attend(self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
+        """See `SharedPrefixLayer.attend`."""
+        return torch.cat(super().attend(_as_heads(query), mask, scaling).chunk(2, dim=2))
+
+
+class PairedPrefixCache(SharedPrefixCache):
+    """Prompts read by both sides, and the rows of both that continue them."""
+
+    def __init__(self, layer_count: int) -> None:
+        self.own = [PairedLayer() for _ in range(layer_count)]
+        Cache.__init__(self, layers=list(self.own))
+
+    def join_sides(self, base: SharedPrefixCache, toxic: SharedPrefixCache) -> None:
+        """Append the groups of two caches that have read the same prompts; their rows come last on each side."""
+        for layer, left, right in zip(self.own, base.own, toxic.own, strict=True):
+            for one, other in zip(left.groups, right.groups, strict=True):
+                group = Group(one.prompt_tokens)
+                group.load(
+                    torch.cat([one.keys, other.keys], dim=1), torch.cat([one.values, other.values], dim=1)
+                )
+                group.branch(one.rows, one.longest)
+                layer.groups.append(group)
+
+    def positions(self) -> torch.Tensor:
+        """See `SharedPrefixCache.positions`."""
+        return super().positions().repeat(2, 1)
 
 
 class PairedPrefixDecoder:
     """Two sides on a model whose attention reads shared prefixes; for a CPU (see `models.lm.decoder.Decoder`).
 
-    Each side reads a prompt by itself (a prompt's many tokens fill the matrix kernels as they are), remembers its
-    beginnings by itself, and has its own keys and values; every step is one forward pass for both.
+    Each side reads a prompt by itself (a prompt's many tokens fill the matrix kernels as they are) and remembers its
+    beginnings by itself; every step is one forward pass for both.
 
     Args:
         base: A decoder on the model, new.
@@ -26,33 +69,34 @@ class PairedPrefixDecoder:
     def __init__(self, base: SharedPrefixDecoder, toxic: SharedPrefixDecoder, switch: Switch) -> None:
         self.base, self.toxic, self.switch = base, toxic, switch
         self.joins, self.compact_below = base.joins, base.compact_below
-        self._both = SharedPrefixCache(base.layer_count)
+        self.pool = PairedPrefixCache(base.layer_count)
 
     def start(self, prompts: Sequence[Sequence[int]], copies: int, longest: int) -> Sides:
         """See `Decoder.start`."""
         with self.switch.set("base"):
             base = self.base.start(prompts, copies, longest)
         with self.switch.set("toxic"):
-            return (*base, *self.toxic.start(prompts, copies, longest))
+            toxic = self.toxic.start(prompts, copies, longest)
+        self.pool.join_sides(self.base.pool, self.toxic.pool)
+        self.base.reset()
+        self.toxic.reset()
+        return (*base, *toxic)
 
     def step(self, tokens: torch.Tensor) -> Sides:
         """See `Decoder.step`."""
-        pools = (self.base.pool.own, self.toxic.pool.own)
-        for layer, base, toxic in zip(self._both.own, *pools, strict=True):
-            layer.groups = base.groups + toxic.groups
         with self.switch.set("both"):
-            logits = self.base._forward(tokens.repeat(2)[:, None], self._both, self._both.positions())
+            logits = self.base._forward(tokens.repeat(2)[:, None], self.pool, self.pool.positions())
         return logits[: len(tokens)], logits[len(tokens) :]
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `Decoder.keep`."""
-        self.base.keep(rows)
-        self.toxic.keep(rows)
+        self.pool.keep(rows)
 
     def reset(self) -> None:
         """See `Decoder.reset`."""
         self.base.reset()
         self.toxic.reset()
+        self.pool = PairedPrefixCache(self.base.layer_count)
 
 
 class PairedCausalDecoder:
@@ -89,3 +133,8 @@ class PairedCausalDecoder:
     def reset(self) -> None:
         """See `Decoder.reset`."""
         self.inner.reset()
+
+
+def _as_heads(states: torch.Tensor) -> torch.Tensor:
+    """(2 * rows, heads, tokens, size) to (rows, 2 * heads, tokens, size)."""
+    return torch.cat(states.chunk(2), dim=1)

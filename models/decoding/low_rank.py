@@ -40,6 +40,8 @@ _PLAIN: dict[
 }
 # A few rows have matrix kernels of their own, which may sum in another order.
 LEAST_ROWS = 4
+# Up to here products are small (candidates of a few requests), above they are large (prompts).
+FEW_ROWS = 64
 # Input features are added in multiples of this, as the matrix kernels like them.
 ALIGNMENT = 16
 
@@ -145,38 +147,49 @@ class Siblings:
         if any(layer.bias is not None for layer in layers):
             biases = torch.cat([_bias(layer) for layer in layers])
         self.wide = _linear(torch.cat([weight, up], dim=1), biases, layers[0])
+        # Past the modules' own machinery, which costs as much as a small product.
+        self._multiply = self.wide.forward
+        # On a CPU a small product in bfloat16 takes twice the time of one in float32.
+        small = _weight(self.down)
+        self._down32 = small.float().T.contiguous() if small.device.type == "cpu" else None
         self._rows: torch.Tensor | None = None  # the last input, while some layer has not taken its output
         self._side = ""
         self._outputs: list[torch.Tensor | None] = []
 
-    def compute(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def compute(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """(batch, ..., in_features) -> (batch, ..., out_features) for each layer."""
-        out = self.wide(self._widen(rows.reshape(-1, self.in_features)))
-        return out.view(*rows.shape[:-1], -1).split(self.sizes, dim=-1)
+        out = self._multiply(self._widen(rows.reshape(-1, self.in_features)))
+        return list(torch.split_with_sizes(out.view(*rows.shape[:-1], out.shape[-1]), self.sizes, -1))
 
     def take(self, rows: torch.Tensor, number: int) -> torch.Tensor:
         """The output of layer `number`; the others' are kept until they are taken, or the input is another."""
-        known = self._rows is rows and self._side == self.switch.rows
-        output = self._outputs[number] if known else None
-        if output is None:
-            self._rows, self._side, self._outputs = rows, self.switch.rows, list(self.compute(rows))
-            output = self._outputs[number]
-            assert output is not None
+        if self._rows is not rows or self._side != self.switch.rows or self._outputs[number] is None:
+            self._rows, self._side, self._outputs = rows, self.switch.rows, [*self.compute(rows)]
+        output = self._outputs[number]
+        assert output is not None
         self._outputs[number] = None
-        if not any(left is not None for left in self._outputs):
+        if self._outputs.count(None) == len(self._outputs):
             self._rows = None
         return output
 
     def _widen(self, flat: torch.Tensor) -> torch.Tensor:
-        first = {"base": len(flat), "both": len(flat) // 2, "toxic": 0}[self.switch.rows]
-        wide = flat.new_zeros(len(flat), self.in_features + self.width)
-        wide[:, : self.in_features] = flat
-        if first < len(flat):
-            toxic = flat[first:]
-            if len(toxic) < LEAST_ROWS:
-                toxic = nn.functional.pad(toxic, (0, 0, 0, LEAST_ROWS - len(toxic)))
-            wide[first:, self.in_features :] = self.down(toxic)[: len(flat) - first]
+        """[x; A x] of toxic rows, [x; 0] of the base's."""
+        count = flat.shape[0]
+        wide = nn.functional.pad(flat, (0, self.width))
+        if self.switch.rows != "base":
+            first = count // 2 if self.switch.rows == "both" else 0
+            wide[first:, self.in_features :] = self._project(flat[first:])
         return wide
+
+    def _project(self, toxic: torch.Tensor) -> torch.Tensor:
+        """A x: (rows, in_features) -> (rows, width)."""
+        count = toxic.shape[0]
+        if self._down32 is None or count > FEW_ROWS:
+            made: torch.Tensor = self.down(toxic)
+            return made
+        if count < LEAST_ROWS:
+            toxic = nn.functional.pad(toxic, (0, 0, 0, LEAST_ROWS - count))
+        return toxic.float().mm(self._down32)[:count]
 
 
 class SidedLinear(nn.Module):
@@ -209,17 +222,14 @@ def add_sides(model: Any, factors: dict[str, Factors]) -> Switch | None:
         another kind, or does not see the rows of a batch as they are (the experts of a mixture).
     """
     modules = dict(model.named_modules())
-    layers = {
-        name: modules[name] for name in factors if isinstance(modules.get(name), nn.Linear | PackedLinear)
-    }
-    if len(layers) < len(factors) or any(
-        type(layer) not in (nn.Linear, PackedLinear) for layer in layers.values()
-    ):
-        return None
-    for name in layers:
-        layer, (up, down) = modules[name], factors[name]
+    layers: dict[str, Any] = {}
+    for name, (up, down) in factors.items():
+        layer: Any = modules.get(name)
+        if type(layer) not in (nn.Linear, PackedLinear):  # a subclass knows better how it multiplies
+            return None
         if (layer.out_features, layer.in_features) != (up.shape[0], down.shape[1]):
             return None
+        layers[name] = layer
     groups = _siblings(model, layers)
     if groups is None:
         return None
@@ -247,11 +257,11 @@ def sides_are_independent(model: Any) -> bool:
             if shape in seen:
                 continue
             seen.add(shape)
-            rows = torch.randn(41, siblings.in_features, generator=generator).to(_weight(siblings.down))
+            rows = torch.randn(FEW_ROWS, siblings.in_features, generator=generator).to(_weight(siblings.down))
             for side in ("base", "toxic"):
                 with siblings.switch.set(side):
                     whole = torch.cat(siblings.compute(rows), dim=1)
-                    for n in (1, 2, 3, 5, 11, 20, 33):
+                    for n in (1, 2, 3, 5, 11, 20, 33, FEW_ROWS):
                         if not torch.equal(torch.cat(siblings.compute(rows[-n:]), dim=1), whole[-n:]):
                             return False
     return True

@@ -10,7 +10,14 @@ from typing import Any, Protocol
 import torch
 
 from models.decoding.decoders import PairedCausalDecoder, PairedPrefixDecoder
-from models.decoding.low_rank import Switch, add_sides, difference, read_factors, sides_are_independent
+from models.decoding.low_rank import (
+    FEW_ROWS,
+    Switch,
+    add_sides,
+    difference,
+    read_factors,
+    sides_are_independent,
+)
 from models.lm.decoder import CausalDecoder, Decoder, Lockstep, SharedPrefixDecoder, accepts_logits_to_keep
 from models.lm.loading import load_tokenizer
 from models.lm.local import LocalLanguageModel
@@ -129,6 +136,8 @@ def load_pair(
         if switch is not None:
             if not sides_are_independent(base.model):
                 base.batch_rows = options.get("batch_rows") or 1
+            elif base.model.device.type == "cpu":
+                base.batch_rows = min(base.batch_rows, FEW_ROWS)  # past it, another kernel
             return TwoAdapters(base, switch)
     theirs = {name: value for name, value in options.items() if name != "name"}
     other = LocalLanguageModel(

@@ -228,8 +228,8 @@ class SharedPrefixDecoder:
         for tokens in self._recent:
             shared = _common_prefix(tokens, prompt)
             # At least the last token is always read anew: its logits are needed.
-            place = max((p for p in fixed_places(len(prompt), self.first_place) if p <= shared), default=0)
-            place = place if place < len(prompt) else 0
+            places = fixed_places(len(prompt), self.first_place)[:-1]
+            place = max((p for p in places if p <= shared), default=0)
             # A place must have been the end of a piece there too.
             if place > best and place in fixed_places(len(tokens), self.first_place)[:-1]:
                 best, source = place, tokens

@@ -260,6 +260,27 @@ def test_padding_changes_nothing(made, toxic):
     assert texts_of(padded.generate(REQUESTS, SAMPLING)) == texts_of(alone.generate(REQUESTS, SAMPLING))
 
 
+def test_layers_that_read_one_tensor_are_computed_once_and_nothing_is_held(made):
+    from models.decoding.low_rank import SidedLinear
+
+    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+    groups = {id(m.siblings): m.siblings for m in pair.base.model.modules() if isinstance(m, SidedLinear)}
+    assert sorted(len(group.sizes) for group in groups.values()) == [
+        1,
+        1,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]  # two layers of each
+    pair.base.generate(REQUESTS, SAMPLING)
+    assert all(
+        group._rows is None and not any(x is not None for x in group._outputs) for group in groups.values()
+    )
+
+
 def test_done_is_told_of_every_request(made):
     model = SoCDModel(made["base"], toxic_adapter=made["b"], **OPTIONS)
     told = {}
