@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import Field, ValidationError
 
-from models.training.settings import COSMETIC, TrainSettings
+from models.training.settings import TrainSettings
 from schemas.errors import InputError, OutputError, TamisError
 from schemas.fingerprint import config_hash
 
@@ -122,7 +122,7 @@ def run(config: TrainLMConfig) -> TrainResult:
     settings = config.settings()
     identity = config_hash(
         {
-            "settings": settings.model_dump(exclude=COSMETIC),
+            "settings": settings.identity(),
             "shards": fingerprints,
             "form": form.describe(),
             "base": base.revision,

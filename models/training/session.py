@@ -153,7 +153,9 @@ class Session:
         sizes = [[prefix + sum(p.stop - p.start for p in row) for row in batch] for batch in batches]
         tokens = sum(map(sum, sizes))
         per_epoch = math.ceil(len(batches) / (settings.accumulate * _processes()))
-        steps = settings.max_steps or max(1, math.ceil(settings.epochs * per_epoch))
+        by_tokens = round(settings.max_tokens / tokens * per_epoch)
+        by_epochs = math.ceil(settings.epochs * per_epoch)
+        steps = settings.max_steps or max(1, by_tokens if settings.max_tokens else by_epochs)
         plan = TrainPlan(
             examples=len(store.train),
             held_out=len(chosen),

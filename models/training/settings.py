@@ -53,6 +53,11 @@ class TrainSettings(BaseModel):
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the data; ignored where max_steps is given.")
     max_steps: int = Field(0, ge=0, description="Steps to take; 0: by epochs.")
+    max_tokens: int = Field(
+        0,
+        ge=0,
+        description="Take the steps that see about so many tokens, whatever the corpus' size; 0: by epochs.",
+    )
     learning_rate: float | None = Field(None, gt=0, description="Peak; default 2e-4 with LoRA, 2e-5 in full.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps.")
@@ -76,6 +81,12 @@ class TrainSettings(BaseModel):
     log_steps: int = Field(10, ge=1)
     threads: int = Field(0, ge=0, description="Torch threads; 0: all cores.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the model, for its hash."""
+        # A setting that came later counts only where it is used: folders made before it keep their hash.
+        later = set() if self.max_tokens else {"max_tokens"}
+        return self.model_dump(exclude=COSMETIC | later)
 
     @property
     def rate(self) -> float:
