@@ -219,13 +219,21 @@ def build_job(config: DetoxConfig) -> Job:
         ModelError: A model cannot be had; no row has been touched.
     """
     scorer_options = config.scorer_options()
-    model_options = config.model_options()
     infos: list[ModelInfo] = [
         registry.describe("scorer", config.lexicon),
         registry.describe("scorer", config.scorer, **dict(scorer_options)),
-        registry.describe("encoder", config.encoder, threads=config.threads),
-        registry.describe("lm", config.model, **dict(model_options)),
     ]
+    if config.accept.needs_encoder:
+        infos.append(registry.describe("encoder", config.encoder, threads=config.threads))
+    rewriting: tuple[RewriteToxicSegments, ...] = ()
+    if config.accept.needs_candidates:  # a filter (drop, redact) loads no language model
+        model_options = config.model_options()
+        infos.append(registry.describe("lm", config.model, **dict(model_options)))
+        rewriting = (
+            RewriteToxicSegments(
+                config.rewrite, model=config.model, model_options=model_options, prompt=config.prompt
+            ),
+        )
     if config.gate.gate == "cascade":
         infos.insert(1, registry.describe("scorer", config.linear))
     prompt = prompts.load_prompt(config.prompt)
@@ -244,9 +252,7 @@ def build_job(config: DetoxConfig) -> Job:
             classifier=config.scorer,
             classifier_options=scorer_options,
         ),
-        RewriteToxicSegments(
-            config.rewrite, model=config.model, model_options=model_options, prompt=config.prompt
-        ),
+        *rewriting,
         AcceptRewrites(
             config.accept,
             config.gate,

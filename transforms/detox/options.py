@@ -240,6 +240,16 @@ class AcceptOptions(_Options):
         """`max_toxicity`, or the gate's default where neither was given."""
         return GATE_DEFAULTS.tau if self.max_toxicity is None else self.max_toxicity
 
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether a rung compares a replacement with its source."""
+        return not {"candidate", "span_edit"}.isdisjoint(self.ladder)
+
+    @property
+    def needs_candidates(self) -> bool:
+        """Whether a rung takes anything from sampled candidates; where none does, no language model is needed."""
+        return "candidate" in self.ladder or ("span_edit" in self.ladder and self.span_edit_candidates > 0)
+
     def under(self, gate: GateOptions) -> AcceptOptions:
         """The same options with the gate's threshold filled in."""
         return self if self.max_toxicity is not None else self.model_copy(update={"max_toxicity": gate.tau})

@@ -277,7 +277,7 @@ class AcceptRewrites:
         return _load("scorer", self.lexicon) if self.lexicon else None
 
     def _encoder(self) -> Any:
-        if {"candidate", "span_edit"}.isdisjoint(self.options.ladder):
+        if not self.options.needs_encoder:
             return None
         return _load("encoder", self.encoder, self.encoder_options)
 
