@@ -45,7 +45,9 @@ class DummyOptions:
         latency: Seconds each answer takes.
         fail_rate: Share of completion requests that fail, drawn from `seed` and the request's number.
         fail_kinds: What they fail with, one drawn each time.
-        faults: Request number (from 0) -> kind of fault, besides the rate.
+        faults: Request number (from 0) -> kind of fault, besides the rate. Numbers are given as requests come in: where
+            a client asks several at once, which one a number falls to is chance.
+        refused: Answer requests that hold this text with 400, whenever they come; empty refuses none.
         retry_after: Seconds a 429 asks to wait.
         hang: Seconds a `hang` keeps silent.
         largest_n: Most answers of one request; some servers give one, whatever `n` says.
@@ -61,6 +63,7 @@ class DummyOptions:
     fail_rate: float = 0.0
     fail_kinds: tuple[str, ...] = ("429", "500", "close", "truncated")
     faults: Mapping[int, str] = field(default_factory=dict)
+    refused: str = ""
     retry_after: float = 0.05
     hang: float = 30.0
     largest_n: int = 128
@@ -209,6 +212,8 @@ class DummyServer:
             return _error(404, f"the model `{body.get('model')}` does not exist")
         if body.get("stream"):
             return _error(400, "this server does not stream")
+        if self.options.refused and any(self.options.refused in m["content"] for m in messages):
+            return _error(400, "bad request")
         asked = sum(count_tokens(m["content"]) for m in messages)
         wanted = body.get("max_tokens") or body.get("max_completion_tokens") or 1
         if asked + wanted > self.options.context:
@@ -263,6 +268,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # Without this every small answer waits for the client's delayed acknowledgement (40 ms).
     disable_nagle_algorithm = True
+
+    def handle(self) -> None:
+        """Serve it until one side hangs up; a client that goes without a word is its own business."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
 
     def do_GET(self) -> None:
         """The list of models, or the statistics."""

@@ -14,7 +14,7 @@ from models.protocols import ModelInfo
 from schemas.errors import ModelError
 
 KEY_VARIABLES = ("TAMIS_API_KEY", "OPENAI_API_KEY")
-REACH_TIMEOUT = 5.0  # seconds to answer the question which models there are
+REACH_TIMEOUT = 15.0  # seconds to answer the question which models there are; a busy server may take some
 
 
 def reach(base_url: str, model: str, api_key: str | None) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class ServerLanguageModel:
         prefill: str = "auto",
         **_options: object,
     ) -> ModelInfo:
-        """What this model would be; asks the server for its models, within 5 seconds.
+        """What this model would be; asks the server for its models, within seconds.
 
         Raises:
             ModelError: As the constructor.

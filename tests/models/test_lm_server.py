@@ -162,6 +162,14 @@ class TestFailures:
             assert "HTTP 400" in out[1].error and "context" in out[1].error
             assert server.stats.refused == 1  # and not asked again
 
+    def test_a_refused_text_fails_at_every_temperature_whenever_it_comes(self):
+        with DummyServer(DummyOptions(refused="number 1")) as server:
+            out = connect(server).generate(requests(3), SAMPLING)
+            assert [g.error is None for g in out] == [True, False, True]
+            server.options = DummyOptions()
+            assert connect(server).generate([request(1)], SAMPLING)[0].error is None
+            assert server.stats.repeated == 0
+
     def test_retry_after_is_honoured(self):
         started = time.monotonic()
         (generation,), _ = generate(DummyOptions(faults={0: "429"}, retry_after=0.6))
