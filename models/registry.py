@@ -100,15 +100,24 @@ def load(kind: str, name: str, **options: Any) -> Any:
         ModelError: Unknown kind, name or option; weights or a library missing. One line says what to do.
     """
     name = store.canonical(name)
+
+    def make() -> Any:
+        part = _resolve(kind, name, options)
+        with _missing_libraries(name):
+            part.describe()  # what is wrong with the files is said before minutes of loading
+            return part.load()
+
+    return _once(kind, name, options, make)
+
+
+def _once(kind: str, name: str, options: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """What `make` gives, made once a process for each kind, name and set of options."""
     key = (kind, name, tuple(sorted(options.items())))
     with _guard:
         lock = _locks.setdefault(key, threading.Lock())
     with lock:
         if key not in _parts:
-            part = _resolve(kind, name, options)
-            with _missing_libraries(name):
-                part.describe()  # what is wrong with the files is said before minutes of loading
-                _parts[key] = part.load()
+            _parts[key] = make()
         return _parts[key]
 
 
@@ -298,7 +307,12 @@ def _steered_lm(name: str, folder: Callable[[], Path], options: dict[str, Any]) 
     """A model decoded contrastively; `socd` holds the settings of `models.decoding.socd` as pairs."""
     _refuse_options(name, options, (*LOCAL_LM_OPTIONS, *SOCD_OPTIONS))
     rest = {key: value for key, value in options.items() if key not in SOCD_OPTIONS}
-    sides = {key: options[key] for key in ("toxic", "toxic_adapter") if options.get(key)}
+    given = {key: options[key] for key in ("toxic", "toxic_adapter") if options.get(key)}
+
+    def sides() -> dict[str, Any]:
+        from models.lm.fetch import local_copy
+
+        return {key: local_copy(value) for key, value in given.items()}
 
     def describe() -> ModelInfo:
         from models.decoding.model import SoCDModel
@@ -306,15 +320,21 @@ def _steered_lm(name: str, folder: Callable[[], Path], options: dict[str, Any]) 
 
         settings = SoCDSettings(**dict(options["socd"]))
         return SoCDModel.describe(
-            folder(), name=name, adapter=rest.get("adapter"), settings=settings, **sides
+            folder(), name=name, adapter=rest.get("adapter"), settings=settings, **sides()
         )
 
     def load() -> LanguageModel:
         from models.decoding.model import SoCDModel
+        from models.decoding.pair import load_pair
         from models.decoding.socd import SoCDSettings
 
         settings = SoCDSettings(**dict(options["socd"]))
-        return SoCDModel(folder(), name=name, settings=settings, **sides, **rest)
+        if not given:
+            return SoCDModel(folder(), name=name, settings=settings, **rest)
+        # Models that differ in their settings alone (the rewriter, the localiser) share their weights.
+        shared = {**rest, **given}
+        pair = _once("pair", name, shared, lambda: load_pair(folder(), name=name, **sides(), **rest))
+        return SoCDModel(folder(), name=name, settings=settings, pair=pair, **sides(), **rest)
 
     return _Part(describe, load)
 

@@ -19,15 +19,17 @@ class Trace:
         alpha: How far the two models parted, as a force in [0, 1).
         k: Most tokens that might be edited.
         edited: Tokens whose score was edited.
+        tokens: The tokens that were drawn.
     """
 
     alpha: list[float] = field(default_factory=list)
     k: list[int] = field(default_factory=list)
     edited: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
 
     def cut(self, tokens: int) -> Trace:
         """The first `tokens` entries (a finished candidate may have been carried along for a few steps more)."""
-        return Trace(self.alpha[:tokens], self.k[:tokens], self.edited[:tokens])
+        return Trace(self.alpha[:tokens], self.k[:tokens], self.edited[:tokens], self.tokens[:tokens])
 
 
 class SoCDHook:
@@ -51,8 +53,10 @@ class SoCDHook:
         steering = steer(scores, toxic, self.settings, raw=base, in_place=True)
         if self.record:
             numbers = zip(steering.alpha.tolist(), steering.k.tolist(), steering.edited.tolist(), strict=True)
-            for row, number, (alpha, k, edited) in zip(step.rows, step.numbers, numbers, strict=True):
-                trace = self.traces.setdefault(row.seed, Trace())
+            for row, number, drawn, (alpha, k, edited) in zip(
+                step.rows, step.numbers, step.drawn, numbers, strict=True
+            ):
+                trace = self.traces.setdefault(row.seed, Trace(tokens=drawn.tokens))
                 if number == len(trace.alpha):  # else the row is finished, or the same candidate twice
                     trace.alpha.append(alpha)
                     trace.k.append(k)

@@ -34,6 +34,7 @@ class SoCDModel:
         toxic_adapter: A LoRA adapter on the toxic model's base, by name or folder.
         settings: Mode, divergence, k.
         name: What to call the base model in records.
+        pair: Both sides, loaded from the same folders before: models that differ in their settings share weights.
         **options: As `LocalLanguageModel`'s (`adapter` is the base side's).
 
     Attributes:
@@ -54,16 +55,19 @@ class SoCDModel:
         toxic_adapter: str | Path | None = None,
         settings: SoCDSettings = DEFAULTS,
         name: str = "",
+        pair: Pair | None = None,
         **options: Any,
     ) -> None:
         self.settings = settings
         self._pair: Pair | None = None
         if settings.mode == "prompt_only":
-            self.base = LocalLanguageModel(folder, name=name, **options)
+            self.base = pair.base if pair is not None else LocalLanguageModel(folder, name=name, **options)
         else:
-            self._pair = load_pair(folder, toxic=toxic, toxic_adapter=toxic_adapter, name=name, **options)
-            self._decoder = self._pair.decoder()
-            self.base = self._pair.base
+            if pair is None:
+                pair = load_pair(folder, toxic=toxic, toxic_adapter=toxic_adapter, name=name, **options)
+            self._pair = pair
+            self._decoder = pair.decoder()
+            self.base = pair.base
         self.context_limit = self.base.context_limit
         self.info = self.base.info
         if self._pair is not None:
@@ -116,6 +120,17 @@ class SoCDModel:
         hook = SoCDHook(self.settings, record=True)
         generations = self._generate(requests, sampling, None, hook)
         return [(g, tuple(hook.traces[c.seed].cut(c.tokens) for c in g.candidates)) for g in generations]
+
+    def token_texts(self, tokens: Sequence[int]) -> list[str]:
+        """What each token adds to the text of those before it; empty where a character is not whole yet."""
+        pieces: list[str] = []
+        text = ""
+        for end in range(1, len(tokens) + 1):
+            now = str(self.base.tokenizer.decode(tokens[:end], skip_special_tokens=False))
+            whole = end == len(tokens) or not now.endswith("\N{REPLACEMENT CHARACTER}")
+            pieces.append(now[len(text) :] if whole else "")
+            text = now if whole else text
+        return pieces
 
     def score_tokens(self, texts: Sequence[str]) -> list[tuple[list[tuple[int, int]], FloatArray]]:
         """The base side's teacher forcing (see `LanguageModel.score_tokens`)."""

@@ -16,6 +16,7 @@ MANIFEST = "model.json"  # written by models.store beside what it converted
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+TRAINED_IN = "_tamis"  # a job keeps the models it trains in this folder of its output
 _LFS = b"version https://git-lfs"
 
 
@@ -42,12 +43,12 @@ def describe_folder(folder: str | Path, name: str = "", adapter: str | Path | No
         raise ModelError(f"{path} holds no tokenizer ({TOKENIZERS[0]}); save the tokenizer beside the model")
     record = _record(path)
     revision = str(record.get("revision") or _sha256(weights))[:16]
-    name = name or f"hf:{path}"
+    name = name or f"hf:{_label(path)}"
     extra: dict[str, Any] = {"architecture": (config.get("architectures") or [config.get("model_type")])[0]}
     if adapter is not None:
         adapter_path = find_adapter(adapter)
         adapter_revision = _sha256(weight_files(adapter_path, ADAPTER_WEIGHTS))[:16]
-        label = str(adapter) if adapter_path.parent == ADAPTERS else str(adapter_path)
+        label = str(adapter) if adapter_path.parent == ADAPTERS else _label(adapter_path)
         extra |= {"adapter": label, "adapter_revision": adapter_revision}
         name = f"{name}+{label}"
         revision = hashlib.sha256(f"{revision}+{adapter_revision}".encode()).hexdigest()[:16]
@@ -132,6 +133,11 @@ def find_adapter(adapter: str | Path) -> Path:
         raise ModelError(f"No adapter '{adapter}': {path} holds no adapter_config.json{known}")
     weight_files(path, ADAPTER_WEIGHTS)
     return path
+
+
+def _label(path: Path) -> str:
+    """What records call a folder: its path, or for a model a job trained for itself its name, wherever the job lies."""
+    return path.name if path.parent.name == TRAINED_IN else str(path)
 
 
 def _record(path: Path) -> dict[str, Any]:

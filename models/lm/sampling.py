@@ -82,10 +82,12 @@ class Step:
     Attributes:
         rows: The candidate of each row of the scores.
         numbers: How many tokens each has drawn before this one.
+        drawn: What each has drawn; it grows, so that who keeps it sees the whole candidate in the end.
     """
 
     rows: tuple[Row, ...]
     numbers: tuple[int, ...]
+    drawn: tuple[Drawn, ...] = ()
 
 
 class Hook(Protocol):
@@ -225,7 +227,8 @@ class _Batch:
             scores = penalise(raw, self.history[:, : max(lengths)], self.sampling.repetition_penalty)
         if self.hook is not None:
             scores = scores.clone() if scores is raw else scores
-            scores = self.hook(scores, self.sides, Step(tuple(self.rows), tuple(self.numbers)))
+            step = Step(tuple(self.rows), tuple(self.numbers), tuple(self.drawn))
+            scores = self.hook(scores, self.sides, step)
             if not bool(torch.isfinite(scores.amax(dim=-1)).all()):
                 raise ModelError(
                     "the decoding hook left a row without a token, or made scores that are not numbers"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from models.decoding.socd import SoCDSettings, steer
 from models.lm.local import LocalLanguageModel
 from models.protocols import GenerationRequest, LanguageModel, Message, Sampling
 from schemas.errors import ModelError
-from tests.models.tiny_lm import make_tokenizer, save_tiny_lm
+from tests.models.tiny_lm import make_tokenizer, save_adapter, save_base, save_tiny_lm
 
 SAMPLING = Sampling(temperatures=(0.0, 0.8, 1.5), per_temperature=2, max_new_tokens=24)
 TEXTS = ("What a dumb idea.", "You stupid idiot, go away!", "Nice.")
@@ -26,34 +27,6 @@ def request(text, seed=5):
 
 
 REQUESTS = [request(text, seed) for seed, text in enumerate(TEXTS)]
-
-
-def save_adapter(folder, base, seed, *, targets="all-linear", r=4, scale=0.3, **changes):
-    """A LoRA adapter with random weights."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    config = LoraConfig(r=r, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", **changes)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
-    model.save_pretrained(folder)
-    return folder
-
-
-def save_base(folder, seed):
-    """A tiny model that is sure of something (untrained ones hardly differ), large enough for its layers to be packed."""
-    from transformers import AutoModelForCausalLM
-
-    save_tiny_lm(folder, seed=seed, hidden_size=64, intermediate_size=96, tie_word_embeddings=False)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(12)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +149,24 @@ def test_prompt_only_is_the_base_model(made):
     assert model.generate(REQUESTS, SAMPLING) == base.generate(REQUESTS, SAMPLING)
     with pytest.raises(ModelError, match="prompt_only"):
         model.contrast(["x"])
+
+
+def test_settings_share_the_weights_of_a_pair_and_prompt_only_is_its_base_side(made):
+    alone = SoCDModel(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+    sides = {"adapter": made["a"], "toxic_adapter": made["b"], "pair": pair}
+    official, steered, plain = (
+        SoCDModel(made["base"], settings=SoCDSettings(mode), **sides)
+        for mode in ("official", "logratio", "prompt_only")
+    )
+    assert official.base is steered.base is plain.base
+    assert texts_of(official.generate(REQUESTS, SAMPLING)) != texts_of(steered.generate(REQUESTS, SAMPLING))
+    assert (steered.info, steered.generate(REQUESTS, SAMPLING)) == (
+        alone.info,
+        alone.generate(REQUESTS, SAMPLING),
+    )
+    base = LocalLanguageModel(made["base"], adapter=made["a"], **OPTIONS)
+    assert (plain.info, plain.generate(REQUESTS, SAMPLING)) == (base.info, base.generate(REQUESTS, SAMPLING))
 
 
 def test_a_force_of_nothing_is_the_base_model(made):
@@ -312,6 +303,16 @@ def test_the_revision_covers_both_models_and_every_setting(made):
     assert revision(settings=SoCDSettings(beta1=2.0)) == revisions[0]  # means nothing in this mode
 
 
+def test_a_toxic_model_a_job_trained_is_called_the_same_wherever_the_job_lies(made, tmp_path):
+    described = []
+    for out in ("here", "there"):
+        shutil.copytree(made["b"], tmp_path / out / "_tamis/toxic-model")
+        toxic = tmp_path / out / "_tamis/toxic-model"
+        described.append(SoCDModel.describe(made["base"], toxic_adapter=toxic, name="tiny"))
+    assert described[0].tag == described[1].tag and described[0].name.endswith("+toxic-model")
+    assert str(tmp_path / "here") not in json.dumps(dataclasses.asdict(described[0]))
+
+
 def test_describe_says_what_loading_will(made):
     options = {"adapter": made["a"], "toxic_adapter": made["b"]}
     described = SoCDModel.describe(made["base"], **options, name="tiny")
@@ -361,6 +362,9 @@ def test_a_trace_has_an_entry_for_each_token(made):
     for generation, traces in traced:
         for candidate, trace in zip(generation.candidates, traces, strict=True):
             assert len(trace.alpha) == len(trace.k) == len(trace.edited) == candidate.tokens
+            assert len(trace.tokens) == candidate.tokens
+            pieces = model.token_texts(trace.tokens)
+            assert len(pieces) == candidate.tokens and "".join(pieces).startswith(candidate.text)
             assert all(0 <= alpha < 0.4685 for alpha in trace.alpha)
             assert all(0 <= edited <= k for edited, k in zip(trace.edited, trace.k, strict=True))
         assert any(sum(trace.edited) for trace in traces)

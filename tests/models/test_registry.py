@@ -12,7 +12,7 @@ import pytest
 from models import registry, store
 from schemas.errors import ModelError
 from tests.models.tiny_classifier import save_classifier
-from tests.models.tiny_lm import save_tiny_lm
+from tests.models.tiny_lm import save_adapter, save_base, save_tiny_lm
 
 
 @pytest.fixture
@@ -176,3 +176,27 @@ def test_describing_embedded_models_and_listing_names_load_no_torch(empty_home):
         "assert not {'torch', 'transformers', 'sklearn', 'apache_beam'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_steered_models_that_differ_in_settings_share_their_weights_also_from_a_store(tmp_path, monkeypatch):
+    import fsspec
+
+    monkeypatch.setenv("TAMIS_HOME", str(tmp_path / "home"))
+    base = save_base(tmp_path / "base", 0)
+    adapter = save_adapter(tmp_path / "out/_tamis/toxic-model", base, 1)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(adapter), "/registry-test/_tamis/toxic-model", recursive=True)
+    options = {"toxic_adapter": "memory://registry-test/_tamis/toxic-model", "dtype": "float32"}
+    loaded = [
+        registry.load("lm", str(base), socd=(("mode", mode),), **options)
+        for mode in ("logratio", "prompt_only", "official")
+    ]
+    assert len({id(model.base) for model in loaded}) == 1
+    local = registry.describe("lm", str(base), socd=(("mode", "logratio"),), toxic_adapter=str(adapter))
+    assert loaded[0].info.tag == local.tag
+    assert (tmp_path / "home/fetched").is_dir()
+    with pytest.raises(ModelError, match="no model folder at memory://registry-test/nothing"):
+        registry.describe(
+            "lm", str(base), socd=(("mode", "logratio"),), toxic_adapter="memory://registry-test/nothing"
+        )
+    registry.forget()

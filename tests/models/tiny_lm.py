@@ -51,3 +51,33 @@ def save_tiny_lm(folder: Path, *, seed: int = 0, eos: bool = True, chat: bool = 
     LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_adapter(folder, base, seed, *, targets="all-linear", r=4, scale=0.3, **changes):
+    """A LoRA adapter with random weights."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=r, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", **changes)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_base(folder, seed):
+    """A tiny model that is sure of something (untrained ones hardly differ), large enough for its layers to be packed."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    save_tiny_lm(folder, seed=seed, hidden_size=64, intermediate_size=96, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(12)
+    model.save_pretrained(folder)
+    return folder
