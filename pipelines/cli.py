@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.commands import eval_quality
+
 app = typer.Typer(
     name="tamis",
     help="Turn raw corpora into training data: rewrite what is toxic, keep the rest byte for byte, record every change.",
@@ -20,8 +22,11 @@ models_app = typer.Typer(
     name="models", help="The models jobs can name: list, fetch, show.", no_args_is_help=True
 )
 train_app = typer.Typer(name="train", help="Train models on shards.", no_args_is_help=True)
+eval_app = typer.Typer(name="eval", help="Measure models and rewrites, with intervals.", no_args_is_help=True)
 app.add_typer(models_app)
 app.add_typer(train_app)
+app.add_typer(eval_app)
+eval_quality.register(eval_app)
 
 Out = Annotated[str, typer.Argument(help="The output folder of a job (path or URL).", show_default=False)]
 Storage = Annotated[

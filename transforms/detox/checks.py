@@ -202,19 +202,13 @@ def length(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
 
 def numbers(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
     """A number of the source is missing, or there is a new one: `numbers`."""
-    after = Counter(_NUMBER.findall(trial.text))
-    before = Counter(_NUMBER.findall(source.text))
+    after, before = find_numbers(trial.text), find_numbers(source.text)
     return None if source.numbers <= after and after <= before else "numbers"
 
 
 def names(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
     """A name or @mention of the source is missing: `names`."""
-    if not source.names:
-        return None
-    words = {_plain_name(w) for w in _WORD.findall(trial.text)} | {
-        m.casefold() for m in _MENTION.findall(trial.text)
-    }
-    return None if source.names <= words else "names"
+    return None if not source.names or source.names <= possible_names(trial.text) else "names"
 
 
 def urls(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
@@ -229,15 +223,9 @@ def negation(source: Source, trial: Trial, options: AcceptOptions) -> str | None
     them may go; so negations inside or just before a toxic span may vanish, and each toxic span that is gone may
     leave one new negation behind.
     """
-    kept = total = 0
-    for match in _NEGATOR.finditer(source.text):
-        total += 1
-        reach = _REACH.match(source.text, match.end())
-        near = source.exempt(match.start(), (reach.end() if reach else match.end()) + 1)
-        kept += not near
     gone = sum(source.text[s:e].casefold() not in trial.text.casefold() for s, e in source.spans)
-    now = len(_NEGATOR.findall(trial.text))
-    return None if kept <= now <= total + gone else "negation"
+    now = count_negations(trial.text)
+    return None if binding_negations(source) <= now <= count_negations(source.text) + gone else "negation"
 
 
 def language(source: Source, trial: Trial, options: AcceptOptions) -> str | None:
@@ -279,6 +267,31 @@ CHECKS: dict[str, Check] = {
 def normal_form(text: str) -> str:
     """NFKC, case-folded, whitespace collapsed: texts with equal forms are one candidate."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def find_numbers(text: str) -> Counter[str]:
+    """The numbers of a text, as written, and how often each stands there."""
+    return Counter(_NUMBER.findall(text))
+
+
+def count_negations(text: str) -> int:
+    """How many negating words a text has."""
+    return len(_NEGATOR.findall(text))
+
+
+def binding_negations(source: Source) -> int:
+    """How many negations a replacement has to keep: those neither inside nor just before a toxic span."""
+    kept = 0
+    for match in _NEGATOR.finditer(source.text):
+        reach = _REACH.match(source.text, match.end())
+        kept += not source.exempt(match.start(), (reach.end() if reach else match.end()) + 1)
+    return kept
+
+
+def possible_names(text: str) -> frozenset[str]:
+    """Every word and @mention of a text, in the form in which `find_names` gives names."""
+    words = {_plain_name(w) for w in _WORD.findall(text)}
+    return frozenset(words | {m.casefold() for m in _MENTION.findall(text)})
 
 
 def find_addresses(text: str) -> frozenset[str]:

@@ -1,0 +1,140 @@
+"""`tamis eval utility`, `eval spans`, `eval rewrites`: options only, what they do is imported when they are called."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+Output = Annotated[
+    str, typer.Option("--output", "-o", help="Folder for the results; run again to add to it.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel="Running")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.", rich_help_panel="Running")]
+Threads = Annotated[int, typer.Option(help="Torch threads.", min=1, rich_help_panel="Running")]
+Draws = Annotated[int, typer.Option(help="Bootstrap resamples.", min=100, rich_help_panel="Running")]
+Seed = Annotated[int, typer.Option(help="Seed of every draw.", rich_help_panel="Running")]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        help="Where models' answers are kept; default inside the folder.", rich_help_panel="Running"
+    ),
+]
+Progress = Annotated[str, typer.Option(help="auto, plain, quiet.", rich_help_panel="Running")]
+Storage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option", help="KEY=VALUE for the filesystem; may be repeated.", rich_help_panel="Running"
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `tamis eval`."""
+    app.command(
+        "utility",
+        epilog="Example: tamis eval utility --text neutral.jsonl --model raw=models/raw --model clean=models/clean "
+        "--rewritten clean=out/ -o utility/",
+    )(utility)
+
+
+def utility(
+    output: Output,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Held-out neutral text: file, folder, glob or URL.", rich_help_panel="Perplexity"),
+    ] = None,
+    text_column: Annotated[
+        str, typer.Option(help="Column with the text.", rich_help_panel="Perplexity")
+    ] = "text",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=MODEL: a folder or a name; NAME=MODEL,adapter=FOLDER for LoRA. May be repeated.",
+            rich_help_panel="Perplexity",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Model the others are compared with; default the first.", rich_help_panel="Perplexity"
+        ),
+    ] = None,
+    documents: Annotated[
+        int,
+        typer.Option(
+            help="Documents to use, drawn by content; 0 = all.", min=0, rich_help_panel="Perplexity"
+        ),
+    ] = 0,
+    max_chars: Annotated[
+        int,
+        typer.Option(
+            help="Characters of a document that count; 0 = all.", min=0, rich_help_panel="Perplexity"
+        ),
+    ] = 4000,
+    rewritten: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=OUT: a finished `tamis detox` output. May be repeated.", rich_help_panel="Facts"
+        ),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = 1,
+    seed: Seed = 0,
+    draws: Draws = 2000,
+    cache: Cache = None,
+    progress: Progress = "auto",
+    storage_option: Storage = None,
+) -> None:
+    """Measure what rewriting cost: perplexity of neutral text under models, facts kept in rewritten passages."""
+    from pipelines import eval_utility as job
+
+    config = job.UtilityEvalConfig(
+        output=output,
+        text=text,
+        text_column=text_column,
+        models=named(model, "--model"),
+        against=against,
+        documents=documents,
+        max_chars=max_chars,
+        rewritten=named(rewritten, "--rewritten"),
+        seed=seed,
+        draws=draws,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        cache=cache,
+        progress=progress,
+        storage_options=storage(storage_option),
+    )
+    job.print_result(job.run(config))
+
+
+def named(items: list[str] | None, option: str) -> dict[str, str]:
+    """NAME=VALUE options as a mapping, in order."""
+    out: dict[str, str] = {}
+    for item in items or []:
+        name, sign, value = item.partition("=")
+        if not sign or not name or not value:
+            raise typer.BadParameter(f"'{item}' is not NAME=...", param_hint=option)
+        if name in out:
+            raise typer.BadParameter(f"'{name}' is named twice", param_hint=option)
+        out[name] = value
+    return out
+
+
+def storage(items: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE options of a filesystem; a value that reads as JSON is taken as such."""
+    import json
+
+    pairs: dict[str, Any] = {}
+    for item in items or []:
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"'{item}' is not KEY=VALUE", param_hint="--storage-option")
+        try:
+            pairs[key] = json.loads(value)
+        except ValueError:
+            pairs[key] = value
+    return pairs

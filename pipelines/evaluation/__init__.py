@@ -1,0 +1,1 @@
+"""What the evaluations share: reading tables, the result folder, the result page."""
