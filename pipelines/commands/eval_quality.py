@@ -36,6 +36,10 @@ def register(app: typer.Typer) -> None:
         epilog="Example: tamis eval utility --text neutral.jsonl --model raw=models/raw --model clean=models/clean "
         "--rewritten clean=out/ -o utility/",
     )(utility)
+    app.command(
+        "spans",
+        epilog="Example: tamis eval spans out/ --gold marked.csv --source lexicon --source lexicon,occlusion -o spans/",
+    )(spans)
 
 
 def utility(
@@ -106,6 +110,55 @@ def utility(
         threads=threads,
         cache=cache,
         progress=progress,
+        storage_options=storage(storage_option),
+    )
+    job.print_result(job.run(config))
+
+
+def spans(
+    predicted: Annotated[
+        str, typer.Argument(help="Output of tamis with an attribute `spans`, or a file with such a column.")
+    ],
+    gold: Annotated[str, typer.Option(help="File with the spans people marked (CSV, Parquet, JSONL).")],
+    output: Output,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Sources to score as one: lexicon,occlusion. May be repeated; default every mix."),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Only spans scored at least this count.")] = 0.0,
+    against: Annotated[
+        str | None, typer.Option(help="Mix the others are compared with: lexicon+occlusion.")
+    ] = None,
+    spans_column: Annotated[str, typer.Option(help="Column (or attribute) of the predictions.")] = "spans",
+    gold_column: Annotated[str, typer.Option(help="Column of the gold spans.")] = "spans",
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of row ids to join by; default by row, or by text.")
+    ] = None,
+    examples: Annotated[int, typer.Option(help="Posts shown on the page.", min=0)] = 12,
+    seed: Seed = 0,
+    draws: Draws = 2000,
+    storage_option: Storage = None,
+) -> None:
+    """Score toxic spans: SemEval-2021 character F1 of each source and of every mix, with intervals."""
+    from pipelines import eval_spans as job
+
+    config = job.SpansEvalConfig(
+        predicted=predicted,
+        gold=gold,
+        output=output,
+        spans_column=spans_column,
+        gold_column=gold_column,
+        text_column=text_column,
+        id_column=id_column,
+        mixes=tuple(
+            tuple(part.strip() for part in item.replace("+", ",").split(",")) for item in source or []
+        ),
+        threshold=threshold,
+        against=against,
+        examples=examples,
+        seed=seed,
+        draws=draws,
         storage_options=storage(storage_option),
     )
     job.print_result(job.run(config))
