@@ -114,7 +114,7 @@ class GenerationRequest:
     """One prompt, to be continued `sampling.n` times.
 
     Attributes:
-        messages: The chat, rendered by the model's own template.
+        messages: The chat, rendered by the model's own template; empty = continue the prefill as plain text.
         prefill: Text the assistant's turn already begins with (never repeated in the candidates).
         seed: Request seed; candidate i of temperature t uses `derive_seed(seed, t, i)`.
         stop: Strings that end a candidate; the stop string itself is cut off.

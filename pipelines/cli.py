@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import eval_quality
+from pipelines.commands import eval_quality, eval_toxicity
 
 app = typer.Typer(
     name="tamis",
@@ -27,6 +27,7 @@ app.add_typer(models_app)
 app.add_typer(train_app)
 app.add_typer(eval_app)
 eval_quality.register(eval_app)
+eval_toxicity.register(eval_app)
 
 Out = Annotated[str, typer.Argument(help="The output folder of a job (path or URL).", show_default=False)]
 Storage = Annotated[

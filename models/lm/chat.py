@@ -45,6 +45,27 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], prefill: str = "") 
     return ids
 
 
+def encode_plain(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text to be continued as it stands: no template, no turns.
+
+    What the tokenizer puts before every text by itself (a beginning token, where it has one) stands first, as it did
+    in training; nothing is put behind. The text of a special token is ordinary characters, as in `encode_chat`.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        text: Any text.
+
+    Returns:
+        At least one id where the text is not empty; for an empty one the beginning token alone, or nothing.
+    """
+    text = well_formed(text)
+    special = any(mark in text for mark in _special_texts(tokenizer))
+    ids = tokenizer.encode(
+        text, add_special_tokens=False, **({"split_special_tokens": True} if special else {})
+    )
+    return _leading_bos(tokenizer) + list(ids)
+
+
 def well_formed(text: str) -> str:
     """Text with U+FFFD for every lone surrogate (half an emoji, from a JSON escape), which no tokenizer reads."""
     if text.isascii():

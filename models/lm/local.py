@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.lm.chat import encode_chat
+from models.lm.chat import encode_chat, encode_plain
 from models.lm.decoder import CausalDecoder, Decoder, Lockstep, SharedPrefixDecoder
 from models.lm.folder import describe_folder
 from models.lm.limits import check_sampling
@@ -19,7 +19,7 @@ from models.lm.loading import load_model, load_tokenizer, pick_device, pick_dtyp
 from models.lm.prepare import Prepared, prepare
 from models.lm.sampling import Drawn, Hook, Job, job_rows, sample
 from models.lm.stops import StopWatch
-from models.lm.teacher import token_logprobs
+from models.lm.teacher import continuation_logprobs, token_logprobs
 from models.protocols import Candidate, FloatArray, Generation, GenerationRequest, ModelInfo, Sampling
 from schemas.errors import ModelError
 
@@ -113,8 +113,13 @@ class LocalLanguageModel:
             return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode(self, request: GenerationRequest) -> list[int]:
-        """Token ids of a request's prompt: the chat by the model's template, then the prefill."""
+        """Token ids of a request's prompt: the chat by the model's template, then the prefill.
+
+        A request without messages is plain text to be continued: its prefill as it stands, without a template.
+        """
         with self._lock:
+            if not request.messages:
+                return encode_plain(self.tokenizer, request.prefill)
             return encode_chat(self.tokenizer, request.messages, request.prefill)
 
     def generate(
@@ -210,6 +215,24 @@ class LocalLanguageModel:
                     token_logprobs(self.model, self.tokenizer, text, self.context_limit, self.vocabulary)
                 )
         return scored
+
+    def score_continuations(self, prompt: str, continuations: Sequence[str]) -> list[FloatArray]:
+        """Teacher forcing of several continuations of one prompt, which is read once for all of them.
+
+        Args:
+            prompt: What stands before; may be empty.
+            continuations: Any number of texts.
+
+        Returns:
+            For each, float32 log-probabilities (nats) of the tokens that reach beyond the prompt, when prompt and
+            continuation are tokenised as one text; none for an empty continuation. Where both exceed the context,
+            the beginning of the prompt is not seen.
+        """
+        with self._lock:
+            torch.set_num_threads(self.threads)
+            return continuation_logprobs(
+                self.model, self.tokenizer, prompt, continuations, self.context_limit, self.vocabulary
+            )
 
     def next_token_logits(self, prompts: Sequence[str | Sequence[int]]) -> FloatArray:
         """Logits of the token after each prompt.

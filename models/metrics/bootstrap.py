@@ -222,6 +222,70 @@ def paired_difference(
     return PairedDifference(interval, two_sided(drawn))
 
 
+def stratified_interval(
+    values: Values,
+    strata: Sequence[Hashable] | npt.NDArray[Any],
+    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Interval:
+    """Percentile interval of the plain mean of the strata's means (a macro average): each is drawn from apart.
+
+    Args:
+        values: One number a unit.
+        strata: Each unit's stratum (its group of prompts); every one counts the same, however large.
+        seed: Of the draws.
+        draws: How many resamples.
+        level: Mass inside the interval.
+
+    Returns:
+        `n` counts units.
+
+    Raises:
+        TamisError: No values, one that is not a number, or lengths differ.
+    """
+    numbers = _clean(values, "values")
+    _check(draws, level)
+    mean, drawn = _macro_draws(numbers, strata, seed, draws)
+    return _percentiles(mean, drawn, level, len(numbers))
+
+
+def stratified_difference(
+    a: Values,
+    b: Values,
+    strata: Sequence[Hashable] | npt.NDArray[Any],
+    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> PairedDifference:
+    """Like `paired_difference`, of the plain mean of the strata's means.
+
+    Raises:
+        TamisError: As `stratified_interval`.
+    """
+    first, second = _clean(a, "a"), _clean(b, "b")
+    _same_length(first, second)
+    _check(draws, level)
+    mean, drawn = _macro_draws(first - second, strata, seed, draws)
+    return PairedDifference(_percentiles(mean, drawn, level, len(first)), two_sided(drawn))
+
+
+def _macro_draws(
+    numbers: Array, strata: Sequence[Hashable] | npt.NDArray[Any], seed: int, draws: int
+) -> tuple[float, Array]:
+    if len(strata) != len(numbers):
+        raise TamisError(f"{len(numbers)} values but {len(strata)} strata: give one for each")
+    members: dict[Any, list[int]] = {}
+    for i, stratum in enumerate(strata):
+        members.setdefault(stratum, []).append(i)
+    drawn, mean = np.zeros(draws), 0.0
+    for number, rows in enumerate(members.values()):
+        own = numbers[rows]
+        drawn += resampled_sums(own[:, None], seed + number, draws)[:, 0] / len(own)
+        mean += float(own.mean())
+    return mean / len(members), drawn / len(members)
+
+
 def two_sided(drawn: npt.NDArray[Any]) -> float:
     """Two-sided p-value of "zero" from bootstrap draws of a difference: how often a draw falls on the other side.
 

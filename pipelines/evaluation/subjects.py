@@ -10,6 +10,8 @@ from typing import Any
 
 from schemas.errors import ModelError
 
+# What results call the other models of an evaluation.
+RESERVED = ("judge", "reference")
 _LABEL = re.compile(r"^([\w.-][\w .-]*)=(.+)$")
 _NOT_A_NAME = re.compile(r"[^\w.-]+")
 
@@ -73,7 +75,7 @@ def parse_subject(text: str, adapter: str | None = None) -> Subject:
 def distinct_labels(subjects: list[Subject]) -> list[Subject]:
     """The same subjects with labels (and file names) that differ: a number is put behind one seen before."""
     out: list[Subject] = []
-    taken: set[str] = set()
+    taken = set(RESERVED)
     for subject in subjects:
         label, number = subject.label, 2
         while Subject(label, "").slug.lower() in taken:
@@ -88,7 +90,10 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _base_of(folder: Path) -> str:
-    for name, keys in (("train.json", ("model", "name")), ("adapter_config.json", ("base_model_name_or_path",))):
+    for name, keys in (
+        ("train.json", ("model", "name")),
+        ("adapter_config.json", ("base_model_name_or_path",)),
+    ):
         try:
             value: Any = json.loads((folder / name).read_text("utf-8"))
             for key in keys:

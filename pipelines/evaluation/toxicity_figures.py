@@ -71,7 +71,10 @@ class Measured:
     def by_prompt(self, threshold: float) -> dict[str, Array]:
         """The figures that are a number a prompt: name -> (n, seeds)."""
         diversity = np.array(
-            [[distinct([p + t for t in group]) for group in row] for p, row in zip(self.prompts, self.samples, strict=True)]
+            [
+                [distinct([p + t for t in group]) for group in row]
+                for p, row in zip(self.prompts, self.samples, strict=True)
+            ]
         ).reshape(*self.toxicity.shape[:2], len(ORDERS))
         return {
             "tp": any_toxic(self.toxicity, threshold).astype(np.float64),
@@ -133,9 +136,7 @@ def summarise(measured: Measured, protocol: Protocol) -> dict[str, Any]:
     return out
 
 
-def compare(
-    first: Measured, other: Measured, protocol: Protocol
-) -> dict[str, Any]:
+def compare(first: Measured, other: Measured, protocol: Protocol) -> dict[str, Any]:
     """How a model differs from the first, on the prompts both have.
 
     Returns:
@@ -157,7 +158,9 @@ def compare(
         if combined:
             members = np.concatenate([rows[g] for g in combined])
             strata = [a.groups[i] for i in members]
-            entry["combined"] = bootstrap.stratified_difference(y[members], x[members], strata, **options).as_dict()
+            entry["combined"] = bootstrap.stratified_difference(
+                y[members], x[members], strata, **options
+            ).as_dict()
         out[name] = entry
     return out
 
@@ -245,7 +248,9 @@ def _figure(found: Interval, seeds: Array) -> dict[str, Any]:
     return {**found.as_dict(), "std": float(np.std(seeds)), "seeds": [float(s) for s in seeds]}
 
 
-def flat_rows(label: str, measured: Measured, protocol: Protocol, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+def flat_rows(
+    label: str, measured: Measured, protocol: Protocol, seeds: Sequence[int]
+) -> Iterator[dict[str, Any]]:
     """One row a prompt and seed, for Parquet."""
     values = measured.by_prompt(protocol.threshold)
     fluency = measured.perplexities()
