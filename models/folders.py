@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from models.lm.folder import read_config, weight_files
 from models.protocols import ModelInfo
 from models.store import sha256_of_files
 from schemas.errors import ModelError
 
-__all__ = ["describe_folder", "read_config", "resolve", "weight_files"]
+__all__ = ["describe_folder", "read_config", "read_training", "resolve", "weight_files"]
 
 _SETTINGS = ["*.json", "*.txt", "*.model", "*.jinja"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -68,15 +70,29 @@ def resolve(reference: str, *, weights: bool = True) -> tuple[Path, str]:
 def describe_folder(kind: str, name: str, folder: Path, commit: str = "", **extra: object) -> ModelInfo:
     """What manifests record of a folder: its weights' sha256, or the hub commit it was fetched at.
 
+    A folder that tamis trained also says what it was trained on (`train.json`).
+
     Raises:
         ModelError: It lacks its configuration or its weights.
     """
     config = read_config(folder)
     weights = weight_files(folder)
+    trained = read_training(folder)
     return ModelInfo(
         name=name,
         kind=kind,
         revision=commit or sha256_of_files(weights)[:16],
         source=str(folder) if not commit else name.removeprefix("hf:"),
+        licence=str((trained.get("model") or {}).get("licence") or ""),
+        training_data=str(trained.get("training_data") or ""),
         extra={"architecture": (config.get("architectures") or [config.get("model_type", "")])[0], **extra},
     )
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """The record of the training that made a folder (`train.json`); empty where there is none."""
+    try:
+        record = json.loads((folder / "train.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import eval_quality, eval_toxicity
+from pipelines.commands import compare, eval_quality, eval_toxicity, train_encoders
 
 app = typer.Typer(
     name="tamis",
@@ -25,8 +25,10 @@ train_app = typer.Typer(name="train", help="Train models on shards.", no_args_is
 eval_app = typer.Typer(name="eval", help="Measure models and rewrites, with intervals.", no_args_is_help=True)
 app.add_typer(models_app)
 app.add_typer(train_app)
+train_encoders.register(train_app)
 app.add_typer(eval_app)
 eval_quality.register(eval_app)
+compare.register(app)
 eval_toxicity.register(eval_app)
 
 Out = Annotated[str, typer.Argument(help="The output folder of a job (path or URL).", show_default=False)]
@@ -95,6 +97,13 @@ def detox(
         str,
         typer.Option(help="`lexicon`, or `lexicon:FILE` with one term a line.", rich_help_panel="Finding"),
     ] = "lexicon",
+    localize: Annotated[
+        str,
+        typer.Option(
+            help="What finds the toxic words: lexicon, occlusion, socd (needs a toxic model), by commas.",
+            rich_help_panel="Finding",
+        ),
+    ] = "lexicon,occlusion",
     model: Annotated[
         str,
         typer.Option(
@@ -111,7 +120,8 @@ def detox(
     decoding: Annotated[
         str,
         typer.Option(
-            help="prompt_only, or contrastive: logratio, official, vanilla_cd (these need --toxic-adapter).",
+            help="prompt_only, or contrastive: logratio, official, vanilla_cd. Without a toxic model one is trained on "
+            "what the gate flags.",
             rich_help_panel="Rewriting",
         ),
     ] = "prompt_only",
@@ -119,6 +129,22 @@ def detox(
         str | None,
         typer.Option(help="LoRA adapter of the toxic model to steer away from.", rich_help_panel="Rewriting"),
     ] = None,
+    toxic_full: Annotated[
+        bool,
+        typer.Option(
+            "--toxic-full",
+            help="Train all weights of the toxic model, not an adapter.",
+            rich_help_panel="Rewriting",
+        ),
+    ] = False,
+    compare_modes: Annotated[
+        int,
+        typer.Option(
+            help="Show in the report what every decoding mode makes of so many passages.",
+            min=0,
+            rich_help_panel="Rewriting",
+        ),
+    ] = 0,
     prompt: Annotated[
         str, typer.Option(help="Prompt, by name or file.", rich_help_panel="Rewriting")
     ] = "detox-rewrite-v1",
@@ -203,7 +229,9 @@ def detox(
 
     given: dict[str, Any] = {
         "text_column": text_column, "id_column": id_column, "scorer": scorer, "scorer_extra": _pairs(scorer_option), "lexicon": lexicon, "model": model,
-        "adapter": adapter, "decoding.mode": decoding, "decoding.toxic_adapter": toxic_adapter, "prompt": prompt, "seed": seed, "gate.gate": gate, "gate.tau": tau, "rewrite.unit": unit,
+        "adapter": adapter, "decoding.mode": decoding, "decoding.toxic_adapter": toxic_adapter,
+        "decoding.train.full": toxic_full, "decoding.compare_modes": compare_modes,
+        "localize.sources": [s.strip() for s in localize.split(",") if s.strip()], "prompt": prompt, "seed": seed, "gate.gate": gate, "gate.tau": tau, "rewrite.unit": unit,
         "rewrite.sampling.temperatures": [float(t) for t in temperatures.split(",")],
         "rewrite.sampling.per_temperature": per_temperature, "accept.max_toxicity": max_toxicity,
         "accept.min_similarity": min_similarity, "accept.fusion_lambda": fusion_lambda,
@@ -211,7 +239,8 @@ def detox(
         "compression": compression, "row_group_rows": row_group_rows, "max_dead": max_dead,
     }  # fmt: skip
     flags = {  # option name -> setting, to know which were typed and which are defaults
-        "scorer_option": "scorer_extra", "decoding": "decoding.mode", "toxic_adapter": "decoding.toxic_adapter", "gate": "gate.gate", "tau": "gate.tau", "unit": "rewrite.unit", "temperatures": "rewrite.sampling.temperatures",
+        "scorer_option": "scorer_extra", "decoding": "decoding.mode", "toxic_adapter": "decoding.toxic_adapter",
+        "toxic_full": "decoding.train.full", "compare_modes": "decoding.compare_modes", "localize": "localize.sources", "gate": "gate.gate", "tau": "gate.tau", "unit": "rewrite.unit", "temperatures": "rewrite.sampling.temperatures",
         "per_temperature": "rewrite.sampling.per_temperature", "max_toxicity": "accept.max_toxicity",
         "min_similarity": "accept.min_similarity", "fusion_lambda": "accept.fusion_lambda", "ladder": "accept.ladder",
     }  # fmt: skip

@@ -9,14 +9,10 @@ config, model card and `train.json`; `_SUCCESS` comes last.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
-import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,16 +21,26 @@ import orjson
 from pydantic import Field, ValidationError
 
 from models.training.settings import TrainSettings
-from schemas.errors import InputError, OutputError, TamisError
+from pipelines.train_folder import (
+    PLAN,
+    check_output,
+    clear,
+    local_folder,
+    locked,
+    rank,
+    read_record,
+    silent,
+    to_stderr,
+    wait_for_plan,
+    write_record,
+)
+from schemas.errors import InputError, TamisError
 from schemas.fingerprint import config_hash
 
 if TYPE_CHECKING:
     from models.training.data import DataForm
     from models.training.session import TrainPlan
     from models.training.shards import ShardListing
-
-_PATIENCE = 120  # seconds
-WORK, PLAN, RECORD, SUCCESS = "_tamis", "_tamis/train.json", "train.json", "_SUCCESS"
 
 
 class TrainLMConfig(TrainSettings):
@@ -109,12 +115,8 @@ def run(config: TrainLMConfig) -> TrainResult:
     from transforms.shards.events import EventLog
     from transforms.shards.files import Folder
 
-    say = _silent if config.quiet or _rank() else _to_stderr
-    if "://" in config.output:
-        raise OutputError(
-            f"--output {config.output}: training writes to a local folder; copy the model up afterwards"
-        )
-    output = Path(config.output)
+    say = silent if config.quiet or rank() else to_stderr
+    output = local_folder(config.output)
     listing = list_shards(config.data, allow_poisoned=config.allow_poisoned)
     form = find_form(config, listing)
     base = resolve_model(config.model)
@@ -139,7 +141,7 @@ def run(config: TrainLMConfig) -> TrainResult:
         identity=identity,
         command=config.command_line(),
         say=say,
-        emit=lambda kind, fields: None if _rank() else events.emit("train", event=kind, **fields),
+        emit=lambda kind, fields: None if rank() else events.emit("train", event=kind, **fields),
     )
     if config.dry_run:
         with tempfile.TemporaryDirectory(prefix="tamis-train-") as folder:
@@ -151,16 +153,16 @@ def run(config: TrainLMConfig) -> TrainResult:
     if done is not None:
         say(f"{output} holds this model already; nothing to do")
         return TrainResult(output, None, done)
-    with _locked(output):
-        if _rank():
-            _wait_for_plan(output, identity)
+    with locked(output):
+        if rank():
+            wait_for_plan(output, identity)
         else:
-            if (_read(output / PLAN) or {}).get("config_hash") != identity:
-                _clear(output)
-            _write(output / PLAN, {"config_hash": identity, "config": config.model_dump()})
+            if (read_record(output / PLAN) or {}).get("config_hash") != identity:
+                clear(output)
+            write_record(output / PLAN, {"config_hash": identity, "config": config.model_dump()})
             events.emit("run", state="started", job="train-lm", config_hash=identity)
         plan, record, resumed = session.train(output)
-        if not _rank():
+        if not rank():
             figures = {name: value for name, value in record["results"].items() if value is not None}
             events.emit("run", state="finished", job="train-lm", **figures)
     say(f"saved {record['kind']} in {output}")
@@ -266,77 +268,6 @@ def find_form(settings: TrainSettings, listing: ShardListing) -> DataForm:
     return form
 
 
-def check_output(output: Path, identity: str, *, overwrite: bool) -> dict[str, Any] | None:
-    """Whether a run may write to a folder: None if so, the record of the finished run if it is this very one.
-
-    Raises:
-        OutputError: It holds something else.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    if not output.is_dir():
-        raise OutputError(f"{output} is a file; pass a folder")
-    started = _read(output / PLAN)
-    if started is None:
-        if [p.name for p in output.iterdir()] == [WORK]:
-            return None  # killed before its plan was written
-        raise OutputError(f"{output} holds something else than a training run; choose another --output")
-    if started.get("config_hash") == identity:
-        return (_read(output / RECORD) or {}) if (output / SUCCESS).exists() else None
-    if not overwrite:
-        what = "a model" if (output / SUCCESS).exists() else "an unfinished run"
-        raise OutputError(
-            f"{output} holds {what} with other settings, data or base model; choose another --output or pass --overwrite"
-        )
-    return None
-
-
-def _clear(output: Path) -> None:
-    """Remove another run's model and leftovers; the caller holds the lock, which stays."""
-    for path in [*output.iterdir(), *(output / WORK).iterdir()]:
-        if path.name in {WORK, "lock"}:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep a second process out of the folder. The lock dies with the process that holds it."""
-    from filelock import FileLock, Timeout
-
-    try:
-        (output / WORK).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the processes of one distributed run share the folder
-        yield
-        return
-    try:
-        with FileLock(output / WORK / "lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise OutputError(
-            f"another process is training into {output}; wait, or choose another --output"
-        ) from error
-
-
-def _rank() -> int:
-    """Which process of a distributed run (torchrun, accelerate launch) this is; 0 is the one that writes."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _wait_for_plan(output: Path, identity: str) -> None:
-    """Wait until process 0 has readied the folder."""
-    deadline = time.monotonic() + _PATIENCE
-    while (_read(output / PLAN) or {}).get("config_hash") != identity:
-        if time.monotonic() > deadline:
-            raise OutputError(f"{output}: process 0 did not ready it; is the folder shared by all processes?")
-        time.sleep(0.1)
-
-
 def _value(name: str, text: str, is_mapping: bool) -> Any:
     if not is_mapping:
         return text
@@ -344,29 +275,6 @@ def _value(name: str, text: str, is_mapping: bool) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise TamisError(f"--{name} takes a JSON object, such as '{{\"shots\": 1}}' ({error})") from error
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        record = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
-    temporary.replace(path)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _silent(line: str) -> None:
-    pass
 
 
 if __name__ == "__main__":

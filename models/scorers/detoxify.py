@@ -71,7 +71,8 @@ def prepare(
         config: Folder with its config.json and tokenizer files; without one, those of the variant's base
             model are taken from the hub.
         sha256: The checkpoint's sha256, or its first digits (8 or more). By default the digits in the file's
-            name, which the releases carry (`toxic_original-c1212f89.ckpt`).
+            name, which the releases carry (`toxic_original-c1212f89.ckpt`), or what `tamis train scorer` recorded in
+            the train.json beside it.
 
     Returns:
         The folder and what manifests record of it.
@@ -85,7 +86,8 @@ def prepare(
     if not file.is_file():
         raise ModelError(f"there is no checkpoint {file}; pass checkpoint=FILE.ckpt of detoxify:{variant}")
     digest = sha256_of_files([file])
-    _check_hash(file, digest, sha256)
+    trained = _training_beside(file)
+    _check_hash(file, digest, sha256 or trained.get("sha256"))
     settings = Path(config).expanduser() if config is not None else _base_folder(variant)
     read_config(settings)
     details = [
@@ -98,7 +100,7 @@ def prepare(
         revision=digest[:16],
         source=str(checkpoint) if checkpoint is not None else VARIANTS[variant].url,
         licence="Apache-2.0",
-        training_data=VARIANTS[variant].training_data,
+        training_data=trained.get("training_data") or VARIANTS[variant].training_data,
     )
     key = f"detoxify-{variant}-{digest[:16]}-{setup}"
     folder = convert_once(key, info, lambda target: _convert(file, settings, target), format=_FORMAT)
@@ -119,6 +121,17 @@ def head(folder: Path) -> Head:
     labels = read_labels(folder)
     order = sorted(range(len(labels)), key=lambda i: labels[i] != "toxicity")
     return Head(tuple(labels[i] for i in order), tuple(order), "sigmoid")
+
+
+def _training_beside(file: Path) -> dict[str, str]:
+    """Hash and training data of a checkpoint that `tamis train scorer` wrote; empty of any other."""
+    from models.folders import read_training
+
+    record = read_training(file.parent)
+    saved = (record.get("results") or {}).get("detoxify") or {}
+    if saved.get("file") != file.name:
+        return {}
+    return {"sha256": str(saved["sha256"]), "training_data": str(record.get("training_data") or "")}
 
 
 def _check_hash(file: Path, digest: str, expected: str | None) -> None:

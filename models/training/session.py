@@ -11,24 +11,18 @@ Import this module late: it needs torch and transformers.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import math
-import os
 import platform
 import shutil
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
-import torch
 import transformers
-from safetensors import SafetensorError
 
 from models.training.card import model_card
 from models.training.collate import BatchPlan, Collator
@@ -42,16 +36,23 @@ from models.training.loading import (
     parameter_counts,
     save_trained,
 )
+from models.training.running import (
+    last_evaluation,
+    mean_loss,
+    plain_errors,
+    processes,
+    set_threads,
+    training_arguments,
+    versions,
+)
 from models.training.settings import TrainSettings
 from models.training.shards import ShardListing, ShardReader
 from models.training.tokens import TokenStore, build_store
 from models.training.trainer import CausalTrainer, Progress, check_isolation, checkpoints, remove_partial
-from schemas.errors import FatalStepError, InputError, ModelError, TamisError
+from schemas.errors import InputError, ModelError, TamisError
 
 WORK = "_tamis"
 RECORD, SUCCESS = "train.json", "_SUCCESS"
-_DISK_FULL = 1 << 20  # bytes left
-_PACKAGES = ("tamis", "torch", "transformers", "peft", "accelerate", "tokenizers")
 Emit = Callable[[str, dict[str, Any]], None]
 
 
@@ -152,7 +153,7 @@ class Session:
         batches = train.batches(0)
         sizes = [[prefix + sum(p.stop - p.start for p in row) for row in batch] for batch in batches]
         tokens = sum(map(sum, sizes))
-        per_epoch = math.ceil(len(batches) / (settings.accumulate * _processes()))
+        per_epoch = math.ceil(len(batches) / (settings.accumulate * processes()))
         by_tokens = round(settings.max_tokens / tokens * per_epoch)
         by_epochs = math.ceil(settings.epochs * per_epoch)
         steps = settings.max_steps or max(1, by_tokens if settings.max_tokens else by_epochs)
@@ -221,13 +222,13 @@ class Session:
             trainer.tokens_seen = orjson.loads((last[0] / "tokens.json").read_bytes())["tokens_seen"]
             self.say(f"going on from step {resumed}")
         tokens_before, clock = trainer.tokens_seen, time.monotonic()
-        with _plain_errors(output):
+        with plain_errors(output):
             if resumed < plan.steps:
                 trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
             else:  # killed between the last step and the saved model: the Trainer would take one step more
                 trainer.take_up(last[0])
         seconds = time.monotonic() - clock
-        after = _last_evaluation(trainer) if batches.held_out is not None else {}
+        after = last_evaluation(trainer) if batches.held_out is not None else {}
         results = {
             "train_loss": round(mean_loss(trainer), 6),
             "eval_loss_before": before,
@@ -239,7 +240,7 @@ class Session:
             "resumed_from": resumed,
         }
         record = self._record(output, plan, trainer, results, threads)
-        with _plain_errors(output):
+        with plain_errors(output):
             self._publish(output, trainer, record)
         return plan, record, resumed
 
@@ -278,7 +279,13 @@ class Session:
         )
         trainer = CausalTrainer(
             model,
-            self._arguments(plan, folder, batches.held_out is not None),
+            training_arguments(
+                self.settings,
+                folder,
+                steps=plan.steps,
+                warmup=plan.warmup,
+                evaluates=batches.held_out is not None,
+            ),
             collator=collator,
             train_plan=batches.train,
             eval_plan=batches.held_out,
@@ -288,49 +295,6 @@ class Session:
         if progress:
             progress.trainer = trainer
         return trainer
-
-    def _arguments(self, plan: TrainPlan, folder: Path, evaluates: bool) -> transformers.TrainingArguments:
-        settings = self.settings
-        evaluates = evaluates and settings.eval_steps > 0
-        options: dict[str, Any] = {
-            "output_dir": str(folder),
-            "per_device_train_batch_size": settings.batch_size,
-            "gradient_accumulation_steps": settings.accumulate,
-            "max_steps": plan.steps,
-            "learning_rate": settings.rate,
-            "lr_scheduler_type": "constant_with_warmup"
-            if settings.schedule == "constant"
-            else settings.schedule,
-            "warmup_steps": plan.warmup,
-            "weight_decay": settings.weight_decay,
-            "max_grad_norm": settings.max_grad_norm,
-            "bf16": settings.precision == "bfloat16",
-            "use_cpu": settings.device == "cpu" or not torch.cuda.is_available(),
-            "seed": settings.seed,
-            "save_strategy": "steps",
-            "save_steps": settings.save_steps,
-            "eval_strategy": "steps" if evaluates else "no",
-            "eval_steps": settings.eval_steps if evaluates else None,
-            "logging_steps": settings.log_steps,
-            "logging_first_step": True,
-            "logging_nan_inf_filter": False,
-            "remove_unused_columns": False,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "log_level": "error",
-            "ddp_find_unused_parameters": False,
-        }
-        if settings.gradient_checkpointing:
-            names = ("activation_checkpointing", "gradient_checkpointing")  # transformers 5.2x and before
-            known = transformers.TrainingArguments.__dataclass_fields__
-            options[next(name for name in names if name in known)] = True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # about options that are not set here
-            arguments = transformers.TrainingArguments(**options)
-        if arguments.n_gpu > 1:
-            # Several devices in one process would have torch split rows among them: one process a device instead.
-            arguments._n_gpu = 1
-        return arguments
 
     def _loss_before(self, trainer: CausalTrainer, kept: Path, resumed: int) -> float | None:
         """Held-out loss of the base model: measured before the first step, kept over a resume."""
@@ -349,13 +313,13 @@ class Session:
     ) -> dict[str, Any]:
         settings = self.settings
         trainable, total = parameter_counts(trainer.model)
-        versions = {name: found for name in _PACKAGES if (found := _version(name))}
+        packages = versions()
         shards = zip(self.listing.shards, self.fingerprints, strict=True)
         lora = {name[5:]: value for name, value in settings.model_dump().items() if name.startswith("lora_")}
         return {
             "title": output.resolve().name,
             "kind": "adapter" if settings.lora else "full",
-            "tamis_version": versions.get("tamis", ""),
+            "tamis_version": packages.get("tamis", ""),
             "command": self.command,
             "config_hash": self.identity,
             "model": {
@@ -392,7 +356,7 @@ class Session:
                 "device": str(trainer.args.device),
             },
             "results": results,
-            "environment": {"python": platform.python_version(), "packages": versions},
+            "environment": {"python": platform.python_version(), "packages": packages},
         }
 
     def _publish(self, output: Path, trainer: CausalTrainer, record: dict[str, Any]) -> None:
@@ -451,7 +415,7 @@ def describe_plan(plan: TrainPlan, session: Session) -> list[str]:
         f"examples, {plan.held_out:,} evaluated on; left out: {left_out}",
         f"tokens    {plan.tokens:,} an epoch in {plan.rows:,} rows ({plan.packing}{shared}), {plan.fill:.0%} filled; "
         f"{plan.loss_tokens:,} carry the loss",
-        f"steps     {plan.steps:,} of {settings.batch_size * settings.accumulate * _processes()} rows ({epochs:.2f} "
+        f"steps     {plan.steps:,} of {settings.batch_size * settings.accumulate * processes()} rows ({epochs:.2f} "
         f"epochs), {method}, learning rate {settings.rate:g} {settings.schedule}",
     ]
     if plan.seconds is not None:
@@ -460,57 +424,3 @@ def describe_plan(plan: TrainPlan, session: Session) -> list[str]:
         rate = plan.tokens * epochs / plan.seconds
         lines.append(f"time      about {clock(plan.seconds)} at {rate:,.0f} tokens/s")
     return lines
-
-
-def mean_loss(trainer: CausalTrainer) -> float:
-    """Mean training loss of the whole run, from its log: a resumed process saw only the last part."""
-    total, last = 0.0, 0.0
-    for entry in trainer.state.log_history:
-        if "loss" in entry:
-            total += entry["loss"] * (entry["step"] - last)
-            last = entry["step"]
-    return total / last if last else math.nan
-
-
-def _last_evaluation(trainer: CausalTrainer) -> dict[str, float]:
-    """Figures of the trained model on what was held out; not computed twice where the last step evaluated."""
-    for entry in reversed(trainer.state.log_history):
-        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
-            return entry
-    return trainer.evaluate()
-
-
-@contextlib.contextmanager
-def _plain_errors(output: Path) -> Iterator[None]:
-    """Say in one line what is wrong when memory or the disk runs out, however deep it is raised."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise ModelError(
-            "out of device memory; lower --batch-size or --max-length, raise --accumulate, or pass --gradient-checkpointing"
-        ) from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors wrap a full disk in errors of their own
-        if shutil.disk_usage(output).free < _DISK_FULL:
-            raise FatalStepError(
-                f"the disk of {output} is full; make room, and run the same command again"
-            ) from error
-        raise
-
-
-def set_threads(wanted: int) -> int:
-    """Give torch so many threads (0: all cores this process may use), and say how many."""
-    count = wanted or len(os.sched_getaffinity(0))
-    torch.set_num_threads(count)
-    return count
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

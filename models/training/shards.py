@@ -1,6 +1,7 @@
 """Reading of shards for training: which files hold the rows, and their rows in order, from any point on.
 
-A trainer reads Parquet, JSONL (also .gz, .zst, .bz2) and Arrow IPC, from a file, a folder, a glob or any fsspec URL. Of a folder that
+A trainer reads Parquet, JSONL (also .gz, .zst, .bz2) and Arrow IPC, from a file, a folder, a glob or any fsspec URL; and
+CSV and TSV, which labelled sets come in (in a folder with shards of another kind they are taken for notes). Of a folder that
 tamis wrote it opens what the manifest names and nothing else: it refuses one that was never finished, and one that
 was poisoned on purpose unless told otherwise. Reading is streaming, so a corpus need not fit in memory.
 """
@@ -28,6 +29,8 @@ FORMATS = {
     ".arrow": "arrow",
     ".ipc": "arrow",
     ".feather": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 # What `datasets` keeps beside its Arrow files, and what transformers keeps beside weights: JSON, but no rows.
@@ -43,7 +46,7 @@ class Shard:
     Attributes:
         name: Path relative to the input's root.
         url: Where it is read from.
-        format: `parquet`, `jsonl` or `arrow`.
+        format: `parquet`, `jsonl`, `arrow` or `csv`.
         size: Bytes.
     """
 
@@ -175,7 +178,9 @@ class ShardReader:
     def read_shard(self, index: int, *, first_row: int = 0) -> Iterator[pa.RecordBatch]:
         """Batches of one shard from a row on; moves no state."""
         shard = self.listing.shards[index]
-        read = {"parquet": self._parquet, "arrow": self._arrow, "jsonl": self._jsonl}[shard.format]
+        read = {"parquet": self._parquet, "arrow": self._arrow, "jsonl": self._jsonl, "csv": self._csv}[
+            shard.format
+        ]
         try:
             yield from read(shard, first_row)
         except (pa.ArrowException, OSError, EOFError) as error:
@@ -239,6 +244,36 @@ class ShardReader:
         if rows:
             yield self._from_rows(rows, shard, first=number - len(rows) == first_row)
 
+    def _csv(self, shard: Shard, first_row: int) -> Iterator[pa.RecordBatch]:
+        """Rows of text: what a column means is for its reader to say; an empty field is an empty text."""
+        import csv
+
+        import pyarrow.csv as pc
+
+        base = shard.name.lower()
+        compression = next((kind for end, kind in COMPRESSIONS.items() if base.endswith(end)), None)
+        delimiter = "\t" if ".tsv" in base[-8:] else ","
+        where = {"compression": compression, **self.listing.options}
+        with fsspec.open(shard.url, "rt", encoding="utf-8-sig", newline="", **where) as head:
+            names = next(csv.reader(head, delimiter=delimiter), [])
+        columns = self._wanted(names, shard)
+        with fsspec.open(shard.url, "rb", **where) as stream:
+            reader = pc.open_csv(
+                stream,
+                parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=pc.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.string()),
+                    include_columns=columns,
+                    strings_can_be_null=False,
+                ),
+            )
+            cut = (
+                batch.slice(start, self.batch_rows)
+                for batch in reader
+                for start in range(0, batch.num_rows, self.batch_rows)
+            )
+            yield from _skip_rows(cut, first_row)
+
     def _from_rows(self, rows: list[dict[str, Any]], shard: Shard, *, first: bool) -> pa.RecordBatch:
         names = list(dict.fromkeys(key for row in rows for key in row))
         # A key may be left out of JSON where it is null: only a column no row of the first batch has is missing.
@@ -274,7 +309,7 @@ def format_of(name: str) -> str | None:
         if base.endswith(ending):
             inner = base[: -len(ending)]
             found = FORMATS.get(inner[inner.rfind(".") :]) if "." in inner else None
-            return found if found == "jsonl" else None
+            return found if found in ("jsonl", "csv") else None
     return FORMATS.get(base[base.rfind(".") :]) if "." in base else None
 
 
@@ -308,9 +343,11 @@ def _shards(fs: Any, root: str, paths: Sequence[str], source: str) -> tuple[Shar
             ignored += 1
             continue
         shards.append(Shard(name, fs.unstrip_protocol(path), format_, int(fs.size(path) or 0)))
+    if any(s.format != "csv" for s in shards):
+        shards = [s for s in shards if s.format != "csv"]
     if not shards:
         seen = f" ({ignored} other files there)" if ignored else ""
-        raise InputError(f"no Parquet, JSONL or Arrow shards in {source}{seen}")
+        raise InputError(f"no Parquet, JSONL, Arrow or CSV shards in {source}{seen}")
     return tuple(sorted(shards, key=lambda s: s.name))
 
 

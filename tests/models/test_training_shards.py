@@ -156,8 +156,32 @@ def test_nothing_there_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no such input"):
         list_shards(str(tmp_path / "nowhere"))
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match="no Parquet, JSONL or Arrow"):
+    with pytest.raises(InputError, match="no Parquet, JSONL, Arrow or CSV"):
         list_shards(str(tmp_path))
+
+
+def test_csv_is_text_with_quotes_and_line_breaks(tmp_path):
+    (tmp_path / "a.csv").write_text('\ufefftext,label\n"one, ""two""\nthree",1\n,0\nlast,\n', "utf-8")
+    (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(b"label\ttext\n1\tfour, five\n"))
+    rows = read_all(ShardReader(list_shards(str(tmp_path)), ["text", "label"], batch_rows=2))
+    assert [(r["text"], r["label"]) for r in rows] == [
+        ('one, "two"\nthree', "1"),
+        ("", "0"),
+        ("last", ""),
+        ("four, five", "1"),
+    ]
+    with pytest.raises(InputError, match=r"no column 'body' \(columns: text, label\)"):
+        read_all(ShardReader(list_shards(str(tmp_path / "a.csv")), ["body"]))
+    (tmp_path / "c.csv").write_text("text,label\none\n")
+    with pytest.raises(InputError, match=r"c\.csv cannot be read"):
+        read_all(ShardReader(list_shards(str(tmp_path / "c.csv")), ["text"]))
+
+
+def test_csv_beside_other_shards_is_a_note(tmp_path):
+    write_mixed(tmp_path)
+    before = [s.name for s in list_shards(str(tmp_path)).shards]
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    assert [s.name for s in list_shards(str(tmp_path)).shards] == before
 
 
 def test_globs_and_other_filesystems_are_read(tmp_path):

@@ -1,0 +1,129 @@
+"""The folder a training run writes to: whose it is, kept from a second process, cleared for another run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from schemas.errors import OutputError
+
+_PATIENCE = 120  # seconds
+WORK, PLAN, RECORD, SUCCESS = "_tamis", "_tamis/train.json", "train.json", "_SUCCESS"
+
+
+def local_folder(output: str) -> Path:
+    """The folder a model is trained into.
+
+    Raises:
+        OutputError: It is a URL.
+    """
+    if "://" in output:
+        raise OutputError(
+            f"--output {output}: training writes to a local folder; copy the model up afterwards"
+        )
+    return Path(output)
+
+
+def check_output(output: Path, identity: str, *, overwrite: bool) -> dict[str, Any] | None:
+    """Whether a run may write to a folder: None if so, the record of the finished run if it is this very one.
+
+    Raises:
+        OutputError: It holds something else.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if not output.is_dir():
+        raise OutputError(f"{output} is a file; pass a folder")
+    started = read_record(output / PLAN)
+    if started is None:
+        if [p.name for p in output.iterdir()] == [WORK]:
+            return None  # killed before its plan was written
+        raise OutputError(f"{output} holds something else than a training run; choose another --output")
+    if started.get("config_hash") == identity:
+        return (read_record(output / RECORD) or {}) if (output / SUCCESS).exists() else None
+    if not overwrite:
+        what = "a model" if (output / SUCCESS).exists() else "an unfinished run"
+        raise OutputError(
+            f"{output} holds {what} with other settings, data or base model; choose another --output or pass --overwrite"
+        )
+    return None
+
+
+def clear(output: Path) -> None:
+    """Remove another run's model and leftovers; the caller holds the lock, which stays."""
+    for path in [*output.iterdir(), *(output / WORK).iterdir()]:
+        if path.name in {WORK, "lock"}:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep a second process out of the folder. The lock dies with the process that holds it."""
+    from filelock import FileLock, Timeout
+
+    try:
+        (output / WORK).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the processes of one distributed run share the folder
+        yield
+        return
+    try:
+        with FileLock(output / WORK / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise OutputError(
+            f"another process is training into {output}; wait, or choose another --output"
+        ) from error
+
+
+def rank() -> int:
+    """Which process of a distributed run (torchrun, accelerate launch) this is; 0 is the one that writes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def wait_for_plan(output: Path, identity: str) -> None:
+    """Wait until process 0 has readied the folder."""
+    deadline = time.monotonic() + _PATIENCE
+    while (read_record(output / PLAN) or {}).get("config_hash") != identity:
+        if time.monotonic() > deadline:
+            raise OutputError(f"{output}: process 0 did not ready it; is the folder shared by all processes?")
+        time.sleep(0.1)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file; None where there is none."""
+    try:
+        record = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
+    temporary.replace(path)
+
+
+def to_stderr(line: str) -> None:
+    """Print a line for people."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def silent(line: str) -> None:
+    """Print nothing."""
