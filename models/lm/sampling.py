@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 
+from models.lm.choose import choose, penalise
 from models.lm.decoder import Decoder, Sides
 from models.protocols import Sampling
 from schemas.errors import ModelError
@@ -24,8 +25,6 @@ from schemas.fingerprint import derive_seed
 # Uniform draws are taken from a row's generator in blocks of this many, whatever is needed: the n-th draw of a seed
 # is then always the same number.
 DRAWS = 64
-# With top-p alone the nucleus is looked for among this many likeliest tokens before the whole vocabulary is sorted.
-NUCLEUS = 256
 
 
 @dataclass(frozen=True)
@@ -290,79 +289,6 @@ class _Batch:
         elif self.numbers[place] < self.sampling.max_new_tokens:
             return
         self.live[place] = False
-
-
-def penalise(raw: torch.Tensor, history: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Apply the repetition penalty of Keskar et al. 2019 (CTRL, section 4.1), as transformers does.
-
-    Args:
-        raw: float32 logits of shape (rows, vocabulary); left as they are.
-        history: int64 of shape (rows, tokens): every token already in a row, in any order, repeats allowed.
-        penalty: Positive scores are divided by it, negative ones multiplied.
-
-    Returns:
-        A new tensor of the same shape; `raw` itself when the penalty is 1.
-    """
-    if penalty == 1.0:
-        return raw
-    seen = raw.gather(1, history)
-    return raw.scatter(1, history, torch.where(seen < 0, seen * penalty, seen / penalty))
-
-
-def choose(
-    scores: torch.Tensor, temperatures: torch.Tensor, draws: torch.Tensor, top_k: int, top_p: float
-) -> torch.Tensor:
-    """Choose each row's next token: temperature, then top-k, then top-p, then one draw by inverse transform.
-
-    Args:
-        scores: float32 of shape (rows, vocabulary).
-        temperatures: float32 of shape (rows,); 0 takes the likeliest token.
-        draws: float64 of shape (rows,), uniform in [0, 1).
-        top_k: Keep this many tokens; 0 keeps all.
-        top_p: Keep the smallest set of likeliest tokens with this mass; 1 keeps all.
-
-    Returns:
-        int64 of shape (rows,).
-    """
-    vocabulary = scores.shape[-1]
-    greedy = temperatures == 0
-    divisor = torch.where(greedy, torch.ones_like(temperatures), temperatures)[:, None]
-    if top_k or top_p < 1.0:
-        probabilities, ids = _ranked(scores, divisor, min(top_k or vocabulary, vocabulary), top_p)
-        best = torch.zeros_like(ids[:, 0])
-    else:
-        probabilities, ids = torch.softmax(scores / divisor, dim=-1).double(), None
-        best = scores.argmax(dim=-1)
-    mass = probabilities.cumsum(dim=-1)
-    total = mass[:, -1:]
-    place = torch.searchsorted(mass, draws[:, None] * total, right=True)
-    # Rounding could put a draw at the very top: never past the last token that has any mass.
-    place = torch.minimum(place, torch.searchsorted(mass, total.contiguous()))[:, 0]
-    place = torch.where(greedy, best, place)
-    return place if ids is None else ids.gather(1, place[:, None])[:, 0]
-
-
-def _ranked(
-    scores: torch.Tensor, divisor: torch.Tensor, top_k: int, top_p: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens kept, likeliest first: float64 probabilities (rows, kept; not renormalised) and their ids."""
-    vocabulary = scores.shape[-1]
-    count = min(top_k, NUCLEUS) if top_k == vocabulary else top_k
-    # With top-k the nucleus is one of the k; without, one of all, and their mass is needed before they are sorted.
-    whole = torch.logsumexp(scores / divisor, dim=-1, keepdim=True) if top_k == vocabulary else None
-    while True:
-        values, ids = torch.topk(scores, count, dim=-1)
-        scaled = values / divisor
-        norm = torch.logsumexp(scaled, dim=-1, keepdim=True) if whole is None else whole
-        probabilities = torch.exp((scaled - norm).double())
-        mass = probabilities.cumsum(dim=-1)
-        if whole is None or count == vocabulary or bool((mass[:, -1] >= top_p).all()):
-            break
-        count = min(count * 8, vocabulary)
-    if top_p < 1.0:
-        # A token stays if those before it do not make up the mass yet; the first always stays.
-        probabilities = torch.where(mass - probabilities < top_p, probabilities, 0.0)
-    return probabilities, ids
 
 
 def _next_jobs(jobs: Sequence[Job], waiting: deque[int], rows: int, batch_rows: int) -> list[int]:

@@ -243,6 +243,29 @@ class TestChoose:
         tokens = {int(choose(scores, torch.ones(1), draws * n / 100, 0, 0.9)) for n in range(100)}
         assert len(tokens) == 100
 
+    @given(st.integers(0, 10_000), st.sampled_from([0.05, 0.5, 0.9, 0.999]), st.floats(0.1, 20))
+    @settings(max_examples=40)
+    def test_the_nucleus_is_that_of_a_full_sort_with_ties_by_id_whatever_stands_beside(
+        self, seed, top_p, spread
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        # As a bfloat16 model gives them: full of equal scores.
+        scores = (torch.randn(6, 3000, generator=generator) * spread).bfloat16().float()
+        scores[1] = 0.0
+        temperatures = torch.tensor([1.0, 1.0, 0.6, 1.5, 1.0, 0.8])
+        draws = torch.rand(6, dtype=torch.float64, generator=generator)
+        together = choose(scores, temperatures, draws, 0, top_p)
+        for row in range(6):
+            one = slice(row, row + 1)
+            assert choose(scores[one], temperatures[one], draws[one], 0, top_p) == together[row]
+            scaled = scores[one] / temperatures[one, None]
+            values, ids = scaled[0].sort(descending=True, stable=True)
+            mass = torch.exp((values - torch.logsumexp(scaled, -1)).double())
+            mass[(mass.cumsum(0) - mass) >= top_p] = 0
+            assert (
+                together[row] == ids[torch.searchsorted(mass.cumsum(0), draws[row] * mass.sum(), right=True)]
+            )
+
 
 class TestPenalise:
     @given(
