@@ -1,0 +1,127 @@
+"""Receipts of stages: what was done, under which key; small files, written whole, that a killed run leaves true."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipelines.compare.plan import STAGES, Stage
+
+CONFIG = "compare.json"
+SUCCESS = "_SUCCESS"
+STARTED = "_tamis/started"
+LOGS = "_tamis/logs"
+_KEEP_THEIR_OWN = {"corpus", "toxicity", "utility"}
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a stage.
+
+    Attributes:
+        name: The stage's.
+        key: The stage's, when it ran.
+        seconds: Of all attempts that got somewhere: a stage that was killed and went on counts both.
+        tokens: Trained on, written or read.
+        pace: What `tokens / seconds` is a rate of.
+        facts: Figures of its result.
+        removed: Its folder was removed when nothing needed it any more.
+    """
+
+    name: str
+    key: str
+    seconds: float
+    tokens: int = 0
+    pace: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    removed: bool = False
+
+
+def read_receipts(output: Path) -> dict[str, Receipt]:
+    """All receipts, by name of stage; a file that is not one is passed over."""
+    found: dict[str, Receipt] = {}
+    for path in sorted((output / STAGES).glob("*.json")):
+        record = read_json(path)
+        if record is not None and record.keys() >= {"name", "key", "seconds"}:
+            found[record["name"]] = Receipt(
+                **{k: v for k, v in record.items() if k in Receipt.__annotations__}
+            )
+    return found
+
+
+def write_receipt(output: Path, receipt: Receipt) -> None:
+    """Write a receipt: the last thing a stage does."""
+    write_json(output / STAGES / f"{receipt.name}.json", asdict(receipt))
+
+
+def done_stages(stages: Iterable[Stage], receipts: Mapping[str, Receipt]) -> set[str]:
+    """Stages whose receipt bears their key, and whose result is there or no longer needed."""
+    listed = list(stages)
+    done = {s.name for s in listed if s.name in receipts and receipts[s.name].key == s.key}
+    for stage in listed:
+        if stage.name in done and receipts[stage.name].removed:
+            users = [s.name for s in listed if stage.name in s.needs]
+            if not all(u in done for u in users):
+                done.discard(stage.name)
+    return done
+
+
+def changed_stages(output: Path, stages: Iterable[Stage], receipts: Mapping[str, Receipt]) -> list[Stage]:
+    """Stages that were done, or begun, under another key: their settings or inputs have changed."""
+    changed = []
+    for stage in stages:
+        begun = read_json(output / STARTED / f"{stage.name}.json") or {}
+        keys = {begun.get("key"), receipts[stage.name].key if stage.name in receipts else None} - {None}
+        if keys and stage.key not in keys:
+            changed.append(stage)
+    return changed
+
+
+def begin_stage(output: Path, stage: Stage) -> None:
+    """Note that a stage begins; what another key left in its folder goes.
+
+    Corpora and evaluations are exceptions: their jobs know themselves what still holds, and answers paid for stay.
+    """
+    path = output / STARTED / f"{stage.name}.json"
+    begun = read_json(path) or {}
+    if begun.get("key") != stage.key:
+        (output / stage.receipt).unlink(missing_ok=True)
+        if stage.kind not in _KEEP_THEIR_OWN:
+            shutil.rmtree(output / stage.folder, ignore_errors=True)
+        write_json(path, {"key": stage.key, "seconds": 0.0})
+
+
+def add_seconds(output: Path, stage: Stage, seconds: float) -> None:
+    """Remember how long an attempt worked that has not finished its stage (yet)."""
+    path = output / STARTED / f"{stage.name}.json"
+    begun = read_json(path) or {"key": stage.key}
+    write_json(path, {**begun, "seconds": round(seconds, 1)})
+
+
+def seconds_before(output: Path, stage: Stage) -> float:
+    """Seconds that earlier attempts worked on a stage."""
+    begun = read_json(output / STARTED / f"{stage.name}.json") or {}
+    return float(begun.get("seconds", 0.0)) if begun.get("key") == stage.key else 0.0
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no file, or half of one."""
+    try:
+        record = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+    temporary.replace(path)
