@@ -100,11 +100,12 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
         settings.limits or job.limits,
         _previous(output, job),
         None if settings.limits else job.max_units,
+        job.extra_columns,
     )
     if settings.dry_run:
         done = read_receipts(output, plan, job.config_hash) if output.exists(RECEIPTS) else {}
         return RunResult("planned", None, plan, len(done))
-    with _lock(output):
+    with locked(output):
         with _writable(output):
             if settings.overwrite and _is_other(output, job):
                 _forget(output)
@@ -251,6 +252,7 @@ def _forget(output: Folder) -> None:
         "attributes",
         "dropped",
         "dead",
+        "index",
     ):
         output.remove(name)
 
@@ -279,7 +281,7 @@ def _writable(output: Folder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lock(output: Folder) -> Iterator[None]:
+def locked(output: Folder) -> Iterator[None]:
     """One run at a time in a local folder; the kernel frees the lock of a killed run."""
     if not output.is_local:
         yield

@@ -7,6 +7,8 @@ outside it is what it was.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -59,18 +61,49 @@ def check_id_column(schema: pa.Schema, name: str | None, *, shard: str) -> None:
             f"{shard}: no column '{name}' (columns: {columns}); pass another --id-column or none"
         )
     type_ = schema.field(index).type
+    if not has_text_form(type_):
+        raise InputError(
+            f"{shard}: column '{name}' is {type_}, which makes no id; pass another --id-column or none"
+        )
+
+
+def has_text_form(type_: pa.DataType) -> bool:
+    """Whether every value of a column of this type can be written as text: text, numbers, times."""
     plain = type_.value_type if pa.types.is_dictionary(type_) else type_
-    if not (
+    return bool(
         is_text(plain)
         or pa.types.is_integer(plain)
         or pa.types.is_floating(plain)
         or pa.types.is_decimal(plain)
         or pa.types.is_boolean(plain)
         or pa.types.is_temporal(plain)
-    ):
-        raise InputError(
-            f"{shard}: column '{name}' is {type_}, which makes no id; pass another --id-column or none"
-        )
+    )
+
+
+def check_extra_columns(schema: pa.Schema, names: Sequence[str], *, shard: str) -> None:
+    """Check the columns a job reads beside its text: they must be there, and have a text form.
+
+    Raises:
+        InputError: One is missing, or is nested.
+    """
+    for name in names:
+        index = schema.get_field_index(name)
+        if index < 0:
+            raise InputError(f"{shard}: no column '{name}' (columns: {', '.join(schema.names) or 'none'})")
+        if not has_text_form(schema.field(index).type):
+            raise InputError(f"{shard}: column '{name}' is {schema.field(index).type}, which is no text")
+
+
+def to_text(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column of any type with a text form as plain text (nulls stay null)."""
+    type_ = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if is_text(type_):
+        return to_plain_text(values)
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    return pc.cast(values, pa.string())
 
 
 def to_plain_text(values: pa.Array | pa.ChunkedArray) -> pa.Array:

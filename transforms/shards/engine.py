@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from schemas import flight
-from schemas.columns import to_plain_text
+from schemas.columns import to_plain_text, to_text
 from schemas.errors import FatalStepError, InputError, TamisError, TooManyDeadError
 from schemas.fingerprint import config_hash
 from transforms.shards.assemble import assemble_shard
@@ -54,6 +54,7 @@ class Job:
         output_url: Output folder.
         text_column: The column the steps work on.
         id_column: The column row ids come from; None gives `<shard>#<row>`.
+        extra_columns: Columns the steps read beside the text; they ride along as text, under their own names.
         steps: What happens to a batch, in order.
         config: All that decides the result (hashed); no cosmetic settings.
         models: What the manifest says of the models, as plain dictionaries.
@@ -89,6 +90,7 @@ class Job:
     max_units: int | None = None
     at_least_tasks: int = 4
     lineage: Mapping[str, Any] | None = None
+    extra_columns: tuple[str, ...] = ()
 
     @property
     def config_hash(self) -> str:
@@ -188,11 +190,17 @@ class _ReadDoFn(beam.DoFn):
 
     def process(self, element: ReadTask) -> Iterator[KeyedBatch]:
         shard = self._shards[element.shard]
-        yield from read_units(self._source, shard, element, self._job.text_column, self._job.id_column)
+        job = self._job
+        yield from read_units(self._source, shard, element, job.text_column, job.id_column, job.extra_columns)
 
 
 def read_units(
-    source: Folder, shard: ShardPlan, task: ReadTask, text_column: str, id_column: str | None
+    source: Folder,
+    shard: ShardPlan,
+    task: ReadTask,
+    text_column: str,
+    id_column: str | None,
+    extra: Sequence[str] = (),
 ) -> Iterator[KeyedBatch]:
     """Read a task's units and launch them: plain text, ids, reserved columns; unreadable rows already dead.
 
@@ -201,13 +209,13 @@ def read_units(
     """
     plans = shard.units[task.first_unit : task.first_unit + task.units]
     row = plans[0].first_row if plans else 0
-    units = iter(get_format(shard.format).read(source, shard.name, plans, text_column, id_column))
+    units = iter(get_format(shard.format).read(source, shard.name, plans, text_column, id_column, extra))
     while True:
         try:
             unit = next(units, None)
             if unit is None:
                 return
-            batch = launch(unit, shard.name, text_column, id_column)
+            batch = launch(unit, shard.name, text_column, id_column, extra)
         except (TamisError, MemoryError):
             raise
         except Exception as error:
@@ -219,7 +227,9 @@ def read_units(
         row = unit.plan.first_row + unit.plan.rows
 
 
-def launch(unit: ReadUnit, shard: str, text_column: str, id_column: str | None) -> pa.RecordBatch:
+def launch(
+    unit: ReadUnit, shard: str, text_column: str, id_column: str | None, extra: Sequence[str] = ()
+) -> pa.RecordBatch:
     """Bring a unit as read into flight."""
     plan, batch = unit.plan, unit.batch
     text = to_plain_text(batch.column(text_column))
@@ -233,7 +243,10 @@ def launch(unit: ReadUnit, shard: str, text_column: str, id_column: str | None) 
             given = batch.column(index)
             given = given.dictionary_decode() if pa.types.is_dictionary(given.type) else given
             ids = pc.coalesce(given.cast(pa.string()), default)
-    base = pa.RecordBatch.from_arrays([text], names=[text_column])
+    others = [name for name in extra if name != text_column]
+    base = pa.RecordBatch.from_arrays(
+        [text, *(to_text(batch.column(name)) for name in others)], names=[text_column, *others]
+    )
     flying = flight.launch(base, first_row=plan.first_row, ids=ids)
     flying = flight.set_scratch(flying, ORIGINAL, text)
     if unit.errors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -142,6 +142,7 @@ def make_plan(
     limits: UnitLimits,
     previous: Plan | None = None,
     max_units: int | None = None,
+    extra: Sequence[str] = (),
 ) -> Plan:
     """Survey every shard; one that cannot be read becomes a shard with an error, the others go on.
 
@@ -156,6 +157,7 @@ def make_plan(
         previous: Plan of an earlier run.
         max_units: Join neighbouring units of a shard until there are about so many, so that a job with small units
             does not write a hundred thousand receipts over a large corpus.
+        extra: Columns the job reads beside its text.
 
     Raises:
         InputError: A readable shard lacks the text column, two shards would share a sidecar, or none can be read.
@@ -171,7 +173,9 @@ def make_plan(
             mark = file_fingerprint(listing.root, file.name)
             if old and not old.error and old.fingerprint == mark:
                 return replace(old, stamp=file.stamp)
-            found = get_format(file.format).survey(listing.root, file.name, limits, text_column, id_column)
+            found = get_format(file.format).survey(
+                listing.root, file.name, limits, text_column, id_column, extra
+            )
         except InputError:
             raise
         except Exception as error:

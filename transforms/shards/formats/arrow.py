@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from schemas.columns import check_id_column, check_text_column
+from schemas.columns import check_extra_columns, check_id_column, check_text_column
 from schemas.fingerprint import schema_fingerprint
 from transforms.shards.deltas import DeltaCursor, apply_delta, pick_rows
 from transforms.shards.files import Folder
@@ -22,6 +22,7 @@ from transforms.shards.formats.base import (
     UnitLimits,
     UnitPlan,
     pack,
+    projection,
     regroup,
 )
 
@@ -34,21 +35,34 @@ class ArrowFormat:
     name = "arrow"
 
     def survey(
-        self, folder: Folder, name: str, limits: UnitLimits, text_column: str, id_column: str | None
+        self,
+        folder: Folder,
+        name: str,
+        limits: UnitLimits,
+        text_column: str,
+        id_column: str | None,
+        extra: Sequence[str] = (),
     ) -> Survey:
         """Plan by walking the batches (memory-mapped where the file is local)."""
         with _batches(folder, name) as (schema, batches, _):
             check_text_column(schema, text_column, shard=name)
             check_id_column(schema, id_column, shard=name)
+            check_extra_columns(schema, extra, shard=name)
             index = schema.get_field_index(text_column)
             chunks = [(b.num_rows, b.column(index).nbytes) for b in batches]
             return Survey(schema, sum(n for n, _ in chunks), tuple(pack(chunks, limits)))
 
     def read(
-        self, folder: Folder, name: str, units: Sequence[UnitPlan], text_column: str, id_column: str | None
+        self,
+        folder: Folder,
+        name: str,
+        units: Sequence[UnitPlan],
+        text_column: str,
+        id_column: str | None,
+        extra: Sequence[str] = (),
     ) -> Iterator[ReadUnit]:
         """Walk the batches and cut them at unit boundaries."""
-        columns = [text_column] + ([id_column] if id_column and id_column != text_column else [])
+        columns = projection(text_column, id_column, extra)
         with _batches(folder, name) as (_, batches, _):
             for plan, batch in regroup((b.select(columns) for b in batches), 0, units):
                 yield ReadUnit(plan, batch)

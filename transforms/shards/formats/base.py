@@ -97,26 +97,43 @@ OnRemoved = Callable[[pa.Table, Sequence[int]], None]
 """Called with removed source rows (original columns, or `raw`) and their row numbers in the shard."""
 
 
+def projection(text_column: str, id_column: str | None, extra: Sequence[str] = ()) -> list[str]:
+    """The columns to read, each once, the text first."""
+    return list(dict.fromkeys([text_column, *([id_column] if id_column else []), *extra]))
+
+
 class ShardFormat(Protocol):
     """One file format."""
 
     name: str
 
     def survey(
-        self, folder: Folder, name: str, limits: UnitLimits, text_column: str, id_column: str | None
+        self,
+        folder: Folder,
+        name: str,
+        limits: UnitLimits,
+        text_column: str,
+        id_column: str | None,
+        extra: Sequence[str] = (),
     ) -> Survey:
         """Plan a shard: check its columns, count its rows, cut it into units.
 
         Raises:
-            InputError: The text column is missing or is not text.
+            InputError: The text column is missing or is not text; one of the extra columns is missing or nested.
             Exception: Whatever the reader raises on a file that is damaged.
         """
         ...
 
     def read(
-        self, folder: Folder, name: str, units: Sequence[UnitPlan], text_column: str, id_column: str | None
+        self,
+        folder: Folder,
+        name: str,
+        units: Sequence[UnitPlan],
+        text_column: str,
+        id_column: str | None,
+        extra: Sequence[str] = (),
     ) -> Iterator[ReadUnit]:
-        """Read consecutive units, projected to the text and id columns, one at a time."""
+        """Read consecutive units, projected to the text, id and extra columns, one at a time."""
         ...
 
     def scan(self, folder: Folder, name: str) -> Iterator[pa.Table]:

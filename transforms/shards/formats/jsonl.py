@@ -51,7 +51,13 @@ class JsonlFormat:
     name = "jsonl"
 
     def survey(
-        self, folder: Folder, name: str, limits: UnitLimits, text_column: str, id_column: str | None
+        self,
+        folder: Folder,
+        name: str,
+        limits: UnitLimits,
+        text_column: str,
+        id_column: str | None,
+        extra: Sequence[str] = (),
     ) -> Survey:
         """Count lines and note where each unit begins; look at the first rows for the text column."""
         units: list[UnitPlan] = []
@@ -74,24 +80,38 @@ class JsonlFormat:
         elif units and end > start:  # blank lines behind the last row
             units[-1] = units[-1]._replace(end=end)
         _check(sample, text_column, id_column, name)
+        for column in extra:
+            if sample and not any(column in row for row in map(_object, sample)):
+                fields = dict.fromkeys(key for row in map(_object, sample) for key in row)
+                raise InputError(f"{name}: no field '{column}' (fields: {', '.join(fields)})")
         return Survey(None, rows, tuple(units))
 
     def read(
-        self, folder: Folder, name: str, units: Sequence[UnitPlan], text_column: str, id_column: str | None
+        self,
+        folder: Folder,
+        name: str,
+        units: Sequence[UnitPlan],
+        text_column: str,
+        id_column: str | None,
+        extra: Sequence[str] = (),
     ) -> Iterator[ReadUnit]:
         """Parse each line; one that cannot be parsed is a dead row with the reason."""
         for plan, raws in _raw_units(folder, name, units):
             texts: list[str | None] = []
             ids: list[str | None] = []
             errors: list[str | None] = []
+            others: dict[str, list[str | None]] = {c: [] for c in extra if c not in (text_column, id_column)}
             for raw in raws:
                 text, id_, error = _parse(raw, text_column, id_column)
+                if others:
+                    error = _parse_extra(raw, others) or error
                 texts.append(text)
                 ids.append(id_)
                 errors.append(error)
             columns: dict[str, pa.Array] = {text_column: _text_array(texts)}
             if id_column and id_column != text_column:
                 columns[id_column] = pa.array(ids, pa.string())
+            columns |= {name: _text_array(values) for name, values in others.items()}
             failed = errors if any(errors) else None
             yield ReadUnit(plan, pa.RecordBatch.from_pydict(columns), failed)
 
@@ -207,6 +227,43 @@ def _parse(raw: bytes, text_column: str, id_column: str | None) -> tuple[str | N
     except UnicodeEncodeError:
         return None, id_, f"field '{text_column}' holds a lone surrogate, which is not text"
     return text, id_, None
+
+
+def _parse_extra(raw: bytes, others: dict[str, list[str | None]]) -> str | None:
+    """Append each extra field of a line as text (null where it has none); the error where one is no text."""
+    row = _object(raw)
+    error = None
+    for name, values in others.items():
+        value = row.get(name)
+        text: str | None = None
+        if isinstance(value, str):
+            text = value if _is_whole(value) else None
+            error = error or (
+                None if text is not None else f"field '{name}' holds a lone surrogate, which is not text"
+            )
+        elif isinstance(value, (dict, list)):
+            error = error or f"field '{name}' is {type(value).__name__}, not text"
+        elif value is not None:
+            text = _id(value, raw, name)
+        values.append(text)
+    return error
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    """A line's object; an empty one where it holds none."""
+    try:
+        row = orjson.loads(raw.removeprefix(_BOM))
+    except orjson.JSONDecodeError:
+        row, _ = _lenient(raw)
+    return row if isinstance(row, dict) else {}
 
 
 @dataclass(frozen=True)

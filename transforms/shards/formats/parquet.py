@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.columns import check_id_column, check_text_column
+from schemas.columns import check_extra_columns, check_id_column, check_text_column
 from schemas.fingerprint import schema_fingerprint
 from transforms.shards.deltas import DeltaCursor, apply_delta, pick_rows
 from transforms.shards.files import Folder
@@ -22,6 +22,7 @@ from transforms.shards.formats.base import (
     UnitLimits,
     UnitPlan,
     pack,
+    projection,
     regroup,
 )
 
@@ -34,13 +35,20 @@ class ParquetFormat:
     name = "parquet"
 
     def survey(
-        self, folder: Folder, name: str, limits: UnitLimits, text_column: str, id_column: str | None
+        self,
+        folder: Folder,
+        name: str,
+        limits: UnitLimits,
+        text_column: str,
+        id_column: str | None,
+        extra: Sequence[str] = (),
     ) -> Survey:
         """Plan from the footer alone."""
         with _open(folder, name) as file:
             schema = file.schema_arrow
             check_text_column(schema, text_column, shard=name)
             check_id_column(schema, id_column, shard=name)
+            check_extra_columns(schema, extra, shard=name)
             meta = file.metadata
             leaf = _leaf(meta, text_column)
             chunks = []
@@ -52,13 +60,19 @@ class ParquetFormat:
             return Survey(schema, meta.num_rows, tuple(pack(chunks, limits)))
 
     def read(
-        self, folder: Folder, name: str, units: Sequence[UnitPlan], text_column: str, id_column: str | None
+        self,
+        folder: Folder,
+        name: str,
+        units: Sequence[UnitPlan],
+        text_column: str,
+        id_column: str | None,
+        extra: Sequence[str] = (),
     ) -> Iterator[ReadUnit]:
-        """Decode only the row groups the units touch and only the two columns."""
+        """Decode only the row groups the units touch and only the columns asked for."""
         if not units:
             return
         first, end = units[0].first_row, units[-1].first_row + units[-1].rows
-        columns = [text_column] + ([id_column] if id_column and id_column != text_column else [])
+        columns = projection(text_column, id_column, extra)
         with _open(folder, name) as file:
             groups: list[int] = []
             start = row = 0
