@@ -1,9 +1,10 @@
 """Models by name: what a name means, what it would be (for manifests), and the part itself, once a process.
 
-    scorer    lexicon   lexicon:<words.txt>   linear   jigsaw-bilstm (six-label)
+    scorer    lexicon   lexicon:<words.txt>   linear   jigsaw-bilstm (six-label)   ngram:<folder>
               detoxify:original|unbiased|multilingual|original-small|unbiased-small   hf:<folder or id>
     encoder   minilm    hf:<folder or id>
     lm        smollm2   hf:<folder or id>   <folder>   openai:<base url>#<model>
+    tagger    hf:<folder or id>   <folder>
 
 Nothing is registered at import: a name is resolved when it is asked for, and only then is its backend
 imported. `describe` answers before any work starts whether a model can be had, and says in one line what to
@@ -22,11 +23,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
 from models import store
-from models.protocols import Encoder, LanguageModel, ModelInfo, ToxicityScorer
+from models.protocols import Encoder, LanguageModel, ModelInfo, SpanFinder, ToxicityScorer
 from schemas.errors import ModelError
 
-Kind = Literal["scorer", "encoder", "lm"]
-KINDS = ("scorer", "encoder", "lm")
+Kind = Literal["scorer", "encoder", "lm", "tagger"]
+KINDS = ("scorer", "encoder", "lm", "tagger")
 # Options of how to run, not of what: they change speed and rounding only.
 RUNNING = ("threads", "device", "dtype", "token_budget")
 # Keywords of models.lm.local.LocalLanguageModel, listed so that describing one does not import torch.
@@ -50,7 +51,7 @@ class NameRow:
 
     Attributes:
         name: What to pass; for a family, with its variable part in angle brackets.
-        kind: `scorer`, `encoder` or `lm`.
+        kind: `scorer`, `encoder`, `lm` or `tagger`.
         state: `built in`, `ready`, `not pulled` or `on request`.
         licence: SPDX id where known.
         size_mb: Download size; 0 where there is none or it varies.
@@ -85,13 +86,15 @@ def load(kind: Literal["scorer"], name: str, **options: Any) -> ToxicityScorer: 
 def load(kind: Literal["encoder"], name: str, **options: Any) -> Encoder: ...
 @overload
 def load(kind: Literal["lm"], name: str, **options: Any) -> LanguageModel: ...
+@overload
+def load(kind: Literal["tagger"], name: str, **options: Any) -> SpanFinder: ...
 def load(kind: str, name: str, **options: Any) -> Any:
     """Load a model part, once a process for each kind, name and set of options.
 
     Several threads that ask for the same part get the same one; parts of different names load side by side.
 
     Args:
-        kind: `scorer`, `encoder` or `lm`.
+        kind: `scorer`, `encoder`, `lm` or `tagger`.
         name: See the module's head; aliases are resolved.
         **options: Hashable options of the backend (`threads=`, `dtype=`, `device=`, `adapter=`,
             `checkpoint=`, ...).
@@ -160,8 +163,14 @@ def names() -> list[NameRow]:
         NameRow(
             "hf:<folder or id>", "scorer", "on request", "", 0, "folder or hub", "any sequence classifier"
         ),
+        NameRow(
+            "ngram:<folder>", "scorer", "on request", "", 0, "folder", "what `tamis train ngram` has fitted"
+        ),
         NameRow("hf:<folder or id>", "encoder", "on request", "", 0, "folder or hub", "any sentence encoder"),
         NameRow("hf:<folder or id>", "lm", "on request", "", 0, "folder or hub", "any causal language model"),
+        NameRow(
+            "hf:<folder or id>", "tagger", "on request", "", 0, "folder or hub", "any tagger of toxic spans"
+        ),
         NameRow("openai:<url>#<model>", "lm", "on request", "", 0, "server", "any OpenAI-compatible server"),
     ]
     return sorted(rows, key=lambda row: (KINDS.index(row.kind), row.state == "on request"))
@@ -177,7 +186,7 @@ def forget() -> None:
 def _resolve(kind: str, name: str, options: dict[str, Any]) -> _Part:
     if kind not in KINDS:
         raise ModelError(f"no kind of model '{kind}'; choose one of: {', '.join(KINDS)}")
-    return {"scorer": _scorer, "encoder": _encoder, "lm": _lm}[kind](name, options)
+    return {"scorer": _scorer, "encoder": _encoder, "lm": _lm, "tagger": _tagger}[kind](name, options)
 
 
 def _scorer(name: str, options: dict[str, Any]) -> _Part:
@@ -194,6 +203,12 @@ def _scorer(name: str, options: dict[str, Any]) -> _Part:
 
         kept = _check_options(name, options, BilstmScorer)
         return _embedded(name, lambda folder, info: BilstmScorer(folder, info, **kept))
+    if family == "ngram" and rest:
+        from models.scorers.ngram import load_ngram
+
+        _refuse_options(name, options, RUNNING)
+        # Small enough to be read whole before work starts.
+        return _Part(describe=lambda: load_ngram(rest, name).info, load=lambda: load_ngram(rest, name))
     if family == "detoxify" and rest:
         return _detoxify(rest, name, options)
     if family == "hf" and rest:
@@ -258,16 +273,34 @@ def _encoder(name: str, options: dict[str, Any]) -> _Part:
         _check_options(name, options, SentenceEncoder)
         return _embedded(name, lambda folder, info: SentenceEncoder(folder, info, **options))
     if family == "hf" and reference:
-        from models.folders import describe_folder, resolve
+        from models.encoder_folder import describe_encoder
+        from models.folders import resolve
 
         _check_options(name, options, SentenceEncoder)
 
         def info() -> ModelInfo:
             folder, commit = resolve(reference)
-            return describe_folder("encoder", name, folder, commit)
+            return describe_encoder(name, folder, commit)
 
         return _Part(describe=info, load=lambda: SentenceEncoder(resolve(reference)[0], info(), **options))
     raise _unknown("encoder", name)
+
+
+def _tagger(name: str, options: dict[str, Any]) -> _Part:
+    from models.folders import describe_folder, resolve
+    from models.scorers.tagger import SpanTagger, read_output
+
+    reference = name.removeprefix("hf:")
+    if not reference or not (name.startswith("hf:") or os.sep in name or Path(name).is_dir()):
+        raise _unknown("tagger", name)
+    _check_options(name, options, SpanTagger)
+
+    def info() -> ModelInfo:
+        folder, commit = resolve(reference)
+        output = read_output(folder, name)
+        return describe_folder("tagger", name, folder, commit, threshold=output.threshold)
+
+    return _Part(describe=info, load=lambda: SpanTagger(resolve(reference)[0], info(), **options))
 
 
 def _lm(name: str, options: dict[str, Any]) -> _Part:

@@ -98,8 +98,8 @@ class SequenceScorer:
             raise ModelError(f"{info.name} has no fast tokenizer; save a tokenizer.json beside its weights")
         if self.tokenizer.pad_token_id is None:
             raise ModelError(f"{info.name} has no padding token; set pad_token in its tokenizer_config.json")
-        _align(self.model)
-        _widen_output(self.model, self.model.config.num_labels)
+        align_weights(self.model)
+        widen_output(self.model, self.model.config.num_labels)
         self.model.to(self._device).eval()
         self.limit = position_limit(self.model.config, self.tokenizer)
         self._budget = token_budget or default_budget(self._device)
@@ -224,14 +224,14 @@ def pad(
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
-def _align(model: torch.nn.Module) -> None:
+def align_weights(model: torch.nn.Module) -> None:
     """Give every weight memory of its own: views into a file are unaligned, and take other kernels."""
     for parameter in model.parameters():
         if parameter.data_ptr() % 64:
             parameter.data = parameter.data.clone()
 
 
-def _widen_output(model: torch.nn.Module, labels: int) -> None:
+def widen_output(model: torch.nn.Module, labels: int) -> None:
     """Give a narrow output layer sixteen rows, of which the first `labels` count.
 
     A product with a narrow matrix rounds by the row's position in the batch (one column: always; a few: where
