@@ -1,0 +1,1 @@
+"""Embeddings: texts to row-aligned vectors, indexes over them, and search."""
