@@ -26,7 +26,6 @@ eval_app = typer.Typer(name="eval", help="Measure models and rewrites, with inte
 app.add_typer(models_app)
 app.add_typer(train_app)
 train_encoders.register(train_app)
-train_ngram.register(train_app)
 app.add_typer(eval_app)
 eval_quality.register(eval_app)
 compare.register(app)
