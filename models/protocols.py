@@ -22,7 +22,7 @@ class ModelInfo:
 
     Attributes:
         name: The name it was asked for by, canonical (`jigsaw-bilstm`, `hf:/models/x`).
-        kind: `lm`, `scorer` or `encoder`.
+        kind: `lm`, `scorer`, `encoder` or `tagger`.
         revision: sha256 (first 16 hex digits) of its weights, or a hub commit, or the server's model id.
         source: Where it came from (package and version, folder, URL).
         licence: SPDX id where known.
@@ -72,6 +72,17 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Embed n texts: float32 array of shape (n, dimension), unit length, in the order of `texts`."""
+        ...
+
+
+@runtime_checkable
+class SpanFinder(Protocol):
+    """Says which characters of a text are toxic."""
+
+    info: ModelInfo
+
+    def find(self, texts: Sequence[str]) -> list[list[Any]]:
+        """For each of n texts its toxic spans (start, end, probability), ascending and disjoint."""
         ...
 
 

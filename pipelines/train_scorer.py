@@ -114,7 +114,7 @@ def run(config: TrainScorerConfig) -> TrainedResult:
     fingerprints = [[shard_fingerprint(shard, one.options) for shard in one.shards] for one in listings]
     base = resolve_encoder(config.model)
     settings = ClassifierSettings(**config.model_dump(include=set(ClassifierSettings.model_fields)))
-    tags = [training_tag(source, found) for source, found in zip(sources, fingerprints, strict=True)]
+    tags = [training_tag(source.title, found) for source, found in zip(sources, fingerprints, strict=True)]
     training_data = config.training_data or "+".join(dict.fromkeys(tags))
     identity = config_hash(
         {

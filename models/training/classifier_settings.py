@@ -55,3 +55,9 @@ class ClassifierSettings(EncoderSettings):
         "did to the base rate; auto: shift where there are such.",
     )
     detoxify: bool = Field(True, description="Save a Detoxify checkpoint beside the model.")
+
+
+class TaggerSettings(EncoderSettings):
+    """How a span tagger is trained; every field is an option of `tamis train spans`."""
+
+    batch_size: int = Field(16, ge=1, description="Windows per device and forward pass.")

@@ -117,8 +117,7 @@ class LabelledSource:
     @property
     def title(self) -> str:
         """Its name."""
-        stem = PurePath(self.data.rstrip("/")).name.split(".")[0]
-        return self.name or re.sub(r"[^\w\-]+", "-", stem).strip("-") or "data"
+        return self.name or source_title(self.data)
 
     def describe(self) -> dict[str, Any]:
         """What tells it from other readings of the same files, for hashes and records."""
@@ -347,9 +346,15 @@ def repeats_of(key: str, weight: float) -> int:
     return whole + (_share("weight", key) < weight - whole)
 
 
-def training_tag(source: LabelledSource, fingerprints: Iterable[str]) -> str:
+def source_title(data: str) -> str:
+    """What a file or folder is called where it has no other name."""
+    stem = PurePath(data.rstrip("/")).name.split(".")[0]
+    return re.sub(r"[^\w\-]+", "-", stem).strip("-") or "data"
+
+
+def training_tag(title: str, fingerprints: Iterable[str]) -> str:
     """A set's tag: its name, and eight digits that change with its bytes."""
-    return f"{source.title}-{fingerprint(*fingerprints)[:8]}"
+    return f"{title}-{fingerprint(*fingerprints)[:8]}"
 
 
 def _share(*parts: str) -> float:

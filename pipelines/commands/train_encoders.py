@@ -65,6 +65,10 @@ def register(app: typer.Typer) -> None:
         "Two sets: tamis train scorer a.csv,label=label,positive=hate,weight=3 b.csv,text=tweet,labels=toxic+insult "
         "--output scorer/",
     )(train_scorer)
+    app.command(
+        "spans",
+        epilog="Example: tamis train spans posts.csv --spans-column spans --output tagger/",
+    )(train_spans)
 
 
 def train_scorer(
@@ -122,6 +126,43 @@ def train_scorer(
         "command": _command(),
     }  # fmt: skip
     job.run(job.make_config(job.TrainScorerConfig, {**_settings(set_), **_given(given)}))
+
+
+def train_spans(
+    data: Annotated[str, typer.Argument(help="Texts with spans: file, folder, glob or URL (CSV too).")],
+    output: Output,
+    model: Model = "minilm",
+    text_column: TextColumn = "text",
+    spans_column: Annotated[
+        str, typer.Option(help="Character offsets, or [start, end) pairs, as a list or its JSON text.")
+    ] = "spans",
+    training_data: Tag = "",
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    learning_rate: Rate = None,
+    batch_size: BatchSize = None,
+    max_length: MaxLength = None,
+    eval_fraction: EvalFraction = None,
+    precision: Precision = None,
+    seed: Seed = 0,
+    set_: Set = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a tagger on texts with toxic spans: threshold tuned for the span score, resumable, a localiser of detox."""
+    from pipelines import train_spans as job
+    from pipelines.train_scorer import make_config
+
+    given = {
+        "data": data, "output": output, "model": model, "text_column": text_column, "spans_column": spans_column,
+        "training_data": training_data, "epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate,
+        "batch_size": batch_size, "max_length": max_length, "eval_fraction": eval_fraction, "precision": precision,
+        "seed": seed, "threads": threads, "dry_run": dry_run, "overwrite": overwrite, "quiet": quiet,
+        "command": _command(),
+    }  # fmt: skip
+    job.run(make_config(job.TrainSpansConfig, {**_settings(set_), **_given(given)}))
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
