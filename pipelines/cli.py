@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import compare, embed, eval_quality, eval_toxicity, train_encoders
+from pipelines.commands import compare, embed, eval_quality, eval_toxicity, train_encoders, train_ngram
 
 app = typer.Typer(
     name="tamis",
@@ -26,6 +26,7 @@ eval_app = typer.Typer(name="eval", help="Measure models and rewrites, with inte
 app.add_typer(models_app)
 app.add_typer(train_app)
 train_encoders.register(train_app)
+train_ngram.register(train_app)
 app.add_typer(eval_app)
 eval_quality.register(eval_app)
 compare.register(app)

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.protocols import ModelInfo
+from models.scorers.judging import brief, check_judge, lineage_rankers, training_tags
+from schemas.errors import TamisError
+
+
+def scorer(name: str, revision: str, data: str = "") -> ModelInfo:
+    return ModelInfo(name, "scorer", revision, training_data=data)
+
+
+JUDGE = scorer("hf:judge", "aa", "dghs+davidson")
+
+
+def test_a_judge_of_other_weights_and_data_is_independent():
+    verdict = check_judge(
+        JUDGE, [scorer("jigsaw-bilstm", "bb", "jigsaw-2018"), scorer("lexicon", "cc", "none (a word list)")]
+    )
+    assert verdict.shared == () and verdict.note == ""
+    assert verdict.rankers == ("jigsaw-bilstm@bb", "lexicon@cc")
+
+
+@pytest.mark.parametrize(
+    ("ranker", "said"),
+    [
+        (scorer("hf:judge", "aa", "dghs+davidson"), "hf:judge ranked the training data"),
+        (scorer("hf:copy", "aa"), "hf:judge has the weights of hf:copy"),
+        (scorer("hf:judge", "zz"), "another revision"),
+        (scorer("other", "bb", "Davidson + jigsaw-2018"), "learnt from davidson, as did other"),
+    ],
+)
+def test_what_is_shared_is_refused_in_one_line_or_noted(ranker, said):
+    with pytest.raises(TamisError, match="--allow-shared-judge") as error:
+        check_judge(JUDGE, [ranker])
+    assert said in str(error.value) and "\n" not in str(error.value)
+    verdict = check_judge(JUDGE, [ranker], allow_shared=True)
+    assert len(verdict.shared) == 1 and said in verdict.note
+    assert json.loads(json.dumps(verdict.as_dict()))["shared"]
+
+
+def test_only_scorers_rank_and_two_word_lists_share_no_data():
+    model = ModelInfo("smollm2", "lm", "aa", training_data="dghs")
+    assert check_judge(JUDGE, [model]).rankers == ()
+    lists = scorer("lexicon", "1", "none (a word list)"), scorer("lexicon:mine", "2", "none (a word list)")
+    assert check_judge(lists[0], [lists[1]]).shared == ()
+
+
+tags = st.lists(st.sampled_from(["a", "B", "c-1", "d"]), max_size=4)
+
+
+@given(tags, tags)
+def test_tags_are_sets(left, right):
+    judge, ranker = scorer("j", "1", "+".join(left)), scorer("r", "2", " + ".join(right))
+    shared = bool({t.lower() for t in left} & {t.lower() for t in right})
+    assert bool(training_tags(judge) & training_tags(ranker)) == shared
+    assert bool(check_judge(judge, [ranker], allow_shared=True).shared) == shared
+
+
+def write(path, record):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+
+
+def test_rankers_are_found_through_what_was_trained_on_what(tmp_path):
+    ranker = {
+        "name": "jigsaw-bilstm",
+        "kind": "scorer",
+        "revision": "bb",
+        "training_data": "jigsaw-2018",
+        "extra": {},
+    }
+    rewriter = {"name": "smollm2", "kind": "lm", "revision": "x"}
+    early = {"name": "linear", "kind": "scorer", "revision": "cc"}
+    write(tmp_path / "first" / "manifest.json", {"models": [early]})
+    write(
+        tmp_path / "clean" / "manifest.json",
+        {"models": [rewriter, ranker], "lineage": {"job": "score", "models": brief([early])}},
+    )
+    # A record that names the models, one that only says where the data lie, and an adapter on such a model.
+    write(tmp_path / "a" / "train.json", {"data": {"source": "gone", "lineage": {"models": brief([ranker])}}})
+    write(tmp_path / "b" / "train.json", {"data": {"source": str(tmp_path / "clean"), "lineage": {}}})
+    write(
+        tmp_path / "c" / "train.json",
+        {"model": {"name": f"hf:{tmp_path / 'b'}"}, "data": {"source": str(tmp_path / "plain.jsonl")}},
+    )
+    assert [i.tag for i in lineage_rankers([tmp_path / "a"])] == ["jigsaw-bilstm@bb"]
+    for name in ("b", "c"):
+        assert [i.tag for i in lineage_rankers([tmp_path / name])] == ["jigsaw-bilstm@bb", "linear@cc"]
+    assert lineage_rankers([tmp_path / "a"])[0].training_data == "jigsaw-2018"
+    assert len(lineage_rankers([tmp_path / "a", tmp_path / "b"])) == 2
+
+
+def test_folders_without_a_record_or_in_a_circle_have_no_rankers(tmp_path):
+    (tmp_path / "model").mkdir()
+    write(tmp_path / "odd" / "train.json", ["not", "an", "object"])
+    write(tmp_path / "loop" / "train.json", {"model": {"name": str(tmp_path / "loop")}, "data": None})
+    assert lineage_rankers([tmp_path / "model", tmp_path / "odd", tmp_path / "loop", tmp_path / "none"]) == ()
