@@ -37,6 +37,11 @@ def register(app: typer.Typer) -> None:
         "--rewritten clean=out/ -o utility/",
     )(utility)
     app.command(
+        "rewrites",
+        epilog="Example: tamis eval rewrites pairs.parquet --source toxic --system ours=rewritten --system detox=out/ "
+        "-o rewrites/",
+    )(rewrites)
+    app.command(
         "spans",
         epilog="Example: tamis eval spans out/ --gold marked.csv --source lexicon --source lexicon,occlusion -o spans/",
     )(spans)
@@ -159,6 +164,126 @@ def spans(
         examples=examples,
         seed=seed,
         draws=draws,
+        storage_options=storage(storage_option),
+    )
+    job.print_result(job.run(config))
+
+
+def rewrites(
+    output: Output,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files or folders with the sources; none: the input of a system's `tamis detox` output."
+        ),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Column of the sources; default source, toxic, before or text.")
+    ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=COLUMN, NAME=FILE#COLUMN, or NAME=OUT of `tamis detox`. May be repeated."),
+    ] = None,
+    built_in: Annotated[
+        str, typer.Option(help="Systems that need no file, comma-separated; `none` for none.")
+    ] = "copy,delete,lexicon-mask,sentence-drop",
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of references; default reference... and neutral.... May be repeated."),
+    ] = None,
+    human: Annotated[bool, typer.Option(help="Score the first reference as a system.")] = True,
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of ids to join files and outputs by; default by row.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Only the first so many sources; 0 = all.", min=0)] = 0,
+    against: Annotated[
+        str | None, typer.Option(help="System the others are compared with; default the first given.")
+    ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="Scorer that says what is toxic; not the one that ranked.", rich_help_panel="Measuring"
+        ),
+    ] = "linear",
+    judge_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for the judge.", rich_help_panel="Measuring")
+    ] = None,
+    allow_shared_judge: Annotated[
+        bool,
+        typer.Option(
+            "--allow-shared-judge", help="Judge with a ranker; the page says so.", rich_help_panel="Measuring"
+        ),
+    ] = False,
+    encoder: Annotated[
+        str, typer.Option(help="Sentence encoder of SIM.", rich_help_panel="Measuring")
+    ] = "minilm",
+    fluency: Annotated[
+        str,
+        typer.Option(
+            help="FL by lm:MODEL (surprisal), hf:FOLDER (a classifier of acceptability), or none.",
+            rich_help_panel="Measuring",
+        ),
+    ] = "lm:smollm2",
+    fluency_text: Annotated[
+        str | None,
+        typer.Option(
+            help="Whole sentences to calibrate lm: on; needed for another model.", rich_help_panel="Measuring"
+        ),
+    ] = None,
+    fluency_label: Annotated[
+        str | None, typer.Option(help="Label of hf: that means acceptable.", rich_help_panel="Measuring")
+    ] = None,
+    lexicon: Annotated[
+        str, typer.Option(help="Word list of delete and lexicon-mask.", rich_help_panel="Built-in systems")
+    ] = "lexicon",
+    classifier: Annotated[
+        str, typer.Option(help="Classifier of sentence-drop.", rich_help_panel="Built-in systems")
+    ] = "jigsaw-bilstm",
+    drop_from: Annotated[
+        float, typer.Option(help="Score from which sentence-drop drops.", rich_help_panel="Built-in systems")
+    ] = 0.4,
+    examples: Annotated[int, typer.Option(help="Examples a group on the page.", min=0)] = 6,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = 1,
+    seed: Seed = 0,
+    draws: Draws = 2000,
+    cache: Cache = None,
+    progress: Progress = "auto",
+    storage_option: Storage = None,
+) -> None:
+    """Compare rewriting systems: STA, SIM, FL and J sentence by sentence, chrF and BLEU, paired significance."""
+    from pipelines import eval_rewrites as job
+
+    config = job.RewritesEvalConfig(
+        inputs=tuple(inputs or ()),
+        output=output,
+        source=source,
+        systems=named(system, "--system"),
+        built_in=tuple(b.strip() for b in built_in.split(",") if b.strip() not in ("", "none")),
+        human=human,
+        references=tuple(reference) if reference else None,
+        id_column=id_column,
+        limit=limit,
+        judge=judge,
+        judge_options=storage(judge_option),
+        allow_shared_judge=allow_shared_judge,
+        encoder=encoder,
+        fluency=fluency,
+        fluency_text=fluency_text,
+        fluency_label=fluency_label,
+        lexicon=lexicon,
+        classifier=classifier,
+        drop_from=drop_from,
+        against=against,
+        examples=examples,
+        seed=seed,
+        draws=draws,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        cache=cache,
+        progress=progress,
         storage_options=storage(storage_option),
     )
     job.print_result(job.run(config))
