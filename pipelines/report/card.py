@@ -24,6 +24,7 @@ def render_card(found: Findings) -> str:
         "totals": found.totals,
         "documents": found.documents,
         "edits": edits,
+        "found_embedding": found.embedding,
         "actions": [(ACTION_NAMES.get(a, a), n) for a, n in edits.actions.most_common()] if edits else [],
         "tables": found.tables,
         "loader": _LOADERS[format_],

@@ -90,15 +90,19 @@ def _add_removed(stats: DocumentStats, output: Output, name: str) -> None:
             _add_batch(stats, value, np.full(len(value), -1), None, kept=False)
 
 
-def other_attributes(output: Output) -> dict[str, Floats]:
+def other_attributes(output: Output, shown: frozenset[str] = frozenset()) -> dict[str, Floats]:
     """For every numeric leaf of the attributes not drawn elsewhere, a sample of up to 20,000 values.
+
+    Args:
+        output: The folder.
+        shown: Attributes that have a place of their own.
 
     Returns:
         `name` or `name.field` -> values in hash order; attributes without numbers are left out.
     """
     out: dict[str, Floats] = {}
     for name in output.attributes:
-        if name in _STRUCTURED:
+        if name in _STRUCTURED or name in shown:
             continue
         kept: dict[str, Smallest] = {}
         for file, batch in output.batches(f"attributes/{name}"):

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.report.costs import Losses, losses
 from pipelines.report.documents import DocumentStats, document_stats, other_attributes
 from pipelines.report.edits import EditStats, edit_stats
+from pipelines.report.embedding import EmbeddingStats
 from pipelines.report.output import Output
 from pipelines.report.stats import Floats
 
@@ -37,6 +38,7 @@ class Findings:
         dead: From `dead/`.
         attributes: Samples of numeric attributes not covered by `documents`.
         tables: Tables of the folder besides `data`.
+        embedding: From the info beside an embedding.
     """
 
     manifest: Mapping[str, Any]
@@ -46,6 +48,7 @@ class Findings:
     dead: Losses | None
     attributes: Mapping[str, Floats]
     tables: tuple[str, ...]
+    embedding: EmbeddingStats | None = None
 
     @classmethod
     def of(cls, output: Output) -> Findings:
@@ -55,14 +58,16 @@ class Findings:
             OutputError: It has no manifest.
         """
         manifest = {**_OPTIONAL, **output.require_manifest()}
+        embedding = EmbeddingStats.of(output)
         return cls(
             manifest=manifest,
             documents=document_stats(output, _tau(manifest)),
             edits=edit_stats(output),
             dropped=losses(output, "dropped"),
             dead=losses(output, "dead"),
-            attributes=other_attributes(output),
+            attributes=other_attributes(output, embedding.attributes if embedding else frozenset()),
             tables=tuple(t for t in output.tables if t != "data"),
+            embedding=embedding,
         )
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.report import charts
+from pipelines.report import charts, embedding
 from pipelines.report.costs import Losses, other_counters, step_costs, token_counts
 from pipelines.report.documents import DocumentStats
 from pipelines.report.edits import ACTIONS, REWRITTEN, EditStats
@@ -89,6 +89,7 @@ def _context(found: Findings, judge: JudgeScores | None) -> dict[str, Any]:
         "samples": _samples(edits),
         "candidates": _candidates(manifest, edits),
         "agreement": _agreement(documents),
+        "embedding": embedding.context(found.embedding, manifest),
         "attributes": [charts.histogram(v, title=name) for name, v in list(found.attributes.items())[:24]],
         "cost": _cost(manifest),
         "dropped": _losses(found.dropped),
@@ -107,6 +108,8 @@ def _headline(found: Findings) -> str:
     totals, documents, edits = found.totals, found.documents, found.edits
     rows, changed = totals.get("rows_in", 0), totals.get("rows_changed", 0)
     noun = "document" if rows == 1 else "documents"
+    if found.embedding:
+        return embedding.headline(found.embedding, found.manifest)
     if edits:
         flagged = (
             f"{count(documents.flagged_before)} held toxic passages; "
@@ -124,6 +127,8 @@ def _tiles(found: Findings, judge: JudgeScores | None) -> list[dict[str, Any]]:
     """The numbers at the top: value, label, and a note in small print."""
     totals, documents, edits = found.totals, found.documents, found.edits
     rows = totals.get("rows_in", 0)
+    if found.embedding:
+        return embedding.tiles(found.embedding, found.manifest)
     tiles = [
         {"value": count(rows), "label": "documents in", "note": f"{count(totals.get('rows_kept'))} kept"},
         {
