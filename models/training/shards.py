@@ -18,6 +18,7 @@ import fsspec
 import pyarrow as pa
 import xxhash
 
+from models.scorers.judging import brief
 from schemas.errors import InputError
 
 FORMATS = {
@@ -74,11 +75,13 @@ class ShardListing:
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What a model card records of the data's origin: the job that wrote it, its run id and config hash."""
+        """What a model card records of the data's origin: the job that wrote it, its run id, config hash and models."""
         if self.manifest is None:
             return {}
         keys = ("job", "run_id", "config_hash", "tamis_version", "finished", "poisoned", "lineage")
-        return {key: self.manifest[key] for key in keys if self.manifest.get(key)}
+        found = {key: self.manifest[key] for key in keys if self.manifest.get(key)}
+        models = self.manifest.get("models")
+        return found | ({"models": brief(models)} if models else {})
 
 
 def list_shards(

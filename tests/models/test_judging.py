@@ -99,3 +99,23 @@ def test_folders_without_a_record_or_in_a_circle_have_no_rankers(tmp_path):
     write(tmp_path / "odd" / "train.json", ["not", "an", "object"])
     write(tmp_path / "loop" / "train.json", {"model": {"name": str(tmp_path / "loop")}, "data": None})
     assert lineage_rankers([tmp_path / "model", tmp_path / "odd", tmp_path / "loop", tmp_path / "none"]) == ()
+
+
+def test_training_and_jobs_record_what_made_their_data(tmp_path):
+    from models.training.shards import list_shards
+    from pipelines.run import RunSettings
+    from pipelines.score import ScoreConfig, run
+
+    (tmp_path / "in.jsonl").write_text('{"text": "you idiot"}\n')
+    quiet = RunSettings(progress="quiet")
+    run(ScoreConfig(input=str(tmp_path / "in.jsonl"), output=str(tmp_path / "one")), quiet)
+    run(ScoreConfig(input=str(tmp_path / "one"), output=str(tmp_path / "two"), attribute="again"), quiet)
+    listing = list_shards(str(tmp_path / "one"))
+    assert [m["name"] for m in listing.lineage["models"]] == ["lexicon"]
+    second = json.loads((tmp_path / "two" / "manifest.json").read_text())
+    assert [m["name"] for m in second["lineage"]["models"]] == ["lexicon"]
+    # What a model trained on the second says survives the folders.
+    write(
+        tmp_path / "model" / "train.json", {"data": {"lineage": list_shards(str(tmp_path / "two")).lineage}}
+    )
+    assert [i.name for i in lineage_rankers([tmp_path / "model"])] == ["lexicon"]

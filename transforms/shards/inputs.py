@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.scorers.judging import brief
 from schemas.errors import InputError
 from transforms.shards.files import Folder
 from transforms.shards.formats import format_of
@@ -132,6 +133,10 @@ def _from_output(folder: Folder, source: str) -> InputListing:
     names += list(manifest.get("companions", ()))
     listing = _listing(root, names, source)
     lineage = {key: manifest.get(key) for key in ("job", "run_id", "config_hash", "lineage")}
+    if manifest.get("models"):
+        lineage["models"] = brief(
+            manifest["models"]
+        )  # so that a judge is known from what ranked, generations on
     return InputListing(root, listing.shards, listing.companions, listing.ignored, lineage)
 
 
