@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--arm", action="append", default=[], help="NAME=FOLDER made before")
     parser.add_argument(
         "--make",
-        default="raw,drop-documents,logratio,prompt_only,drop-sentences,lexicon-mask,vanilla_cd,official",
+        default="base,raw,drop-documents,logratio,prompt_only,drop-sentences,lexicon-mask,vanilla_cd,official",
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--dry-run", action="store_true")

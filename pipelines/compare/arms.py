@@ -3,6 +3,7 @@
 The simple filters are the detox job too, with a ladder that has no rung for candidates (so no language model is
 loaded): every arm comes with the same record of what was changed, and the same report.
 
+    base            the model as it is, trained on nothing
     raw             the corpus as it came
     drop-documents  the common filter: a document with any toxic sentence goes
     drop-sentences  Dolma's rule: sentences that score at least 0.4 are replaced by nothing, an empty document goes
@@ -25,15 +26,16 @@ from typing import Any
 from schemas.errors import TamisError
 from transforms.detox.options import CONDITIONS
 
-RAW = "raw"
+BASE, RAW = "base", "raw"
 CONTRASTIVE = ("logratio", "official", "vanilla_cd")
 ABLATIONS = ("logratio-fixed-k", "logratio-one-temperature", "logratio-no-acceptance")
 FILTERS = ("drop-documents", "drop-sentences", "lexicon-mask")
-STANDARD = (RAW, *FILTERS, "prompt_only", "vanilla_cd", "official", "logratio")
+STANDARD = (BASE, RAW, *FILTERS, "prompt_only", "vanilla_cd", "official", "logratio")
 NAMES = (*STANDARD, *ABLATIONS)
 # What the first question is answered with, in the order it is worked on; the rest follows.
 MAIN = (RAW, "drop-documents", "logratio", "prompt_only")
 _MEANINGS = {
+    BASE: "the model as it is, untrained",
     RAW: "the corpus as it came",
     "drop-documents": "documents with a toxic sentence dropped",
     "drop-sentences": "toxic sentences removed (Dolma's rule)",
@@ -51,6 +53,11 @@ _MEANINGS = {
 def meaning(name: str) -> str:
     """What an arm is, in a few words; of one that was given, that it was."""
     return _MEANINGS.get(name, "given")
+
+
+def is_made(name: str) -> bool:
+    """Whether the detox job makes an arm of this name: neither the untrained model nor the raw corpus."""
+    return name not in (BASE, RAW)
 
 
 def expand(names: Sequence[str]) -> tuple[str, ...]:
@@ -91,7 +98,7 @@ def recipe(
     """Settings of the detox job for an arm (`pipelines.detox.DetoxConfig`, without input and output).
 
     Args:
-        name: One of `NAMES` but `raw`.
+        name: One of `NAMES` but `base` and `raw`.
         tau: From which score on a sentence is toxic for `drop-documents` (the rewriting arms take theirs from `shared`).
         sentence_tau: The same for `drop-sentences`; 0.4 is Dolma's.
         mask: What stands for a listed word.

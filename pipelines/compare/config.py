@@ -150,10 +150,10 @@ class CompareConfig(BaseModel):
         ]
         if bad:
             raise TamisError(f"'{bad[0]}' is no name for an arm; use letters, digits, - and _")
-        if arms.RAW in self.given:
-            raise TamisError(f"--arm {arms.RAW}=...: the raw corpus is the first argument")
-        everything = [*(n for n in made if n in arms.NAMES), *self.given, *made]
-        first = [n for n in self.main if n in everything]
+        taken = [n for n in (arms.RAW, arms.BASE) if n in self.given]
+        if taken:
+            raise TamisError(f"--arm {taken[0]}=...: this name means something else; choose another")
+        first = [n for n in self.main if n in made or n in self.given]
         return tuple(dict.fromkeys([*first, *self.given, *made]))
 
     def is_main(self, arm: str) -> bool:
@@ -161,7 +161,9 @@ class CompareConfig(BaseModel):
         return arm in self.main
 
     def arm_seeds(self, arm: str) -> tuple[int, ...]:
-        """Training seeds of an arm."""
+        """Training seeds of an arm; of the untrained model those it is sampled with."""
+        if arm == arms.BASE:
+            return (self.other_seeds or self.seeds)[:1]
         return self.seeds if self.is_main(arm) or self.other_seeds is None else self.other_seeds
 
     def arm_recipe(self, arm: str) -> dict[str, Any]:

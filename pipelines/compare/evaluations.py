@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from pipelines.compare import arms
 from pipelines.compare.config import CompareConfig
 from pipelines.compare.plan import Stage
 from pipelines.compare.receipts import read_json
@@ -122,6 +123,8 @@ def measure_utility(config: CompareConfig, stage: Stage) -> tuple[int, dict[str,
 
 def model_of(config: CompareConfig, stage: Stage) -> tuple[str, str | None]:
     """The model a stage evaluates: name or folder, and adapter."""
+    if stage.arm == arms.BASE:
+        return config.model, None
     folder = str(Path(config.output) / "models" / f"{stage.arm}-{stage.seed}")
     return (config.model, folder) if config.train.lora else (folder, None)
 

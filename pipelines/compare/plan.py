@@ -8,7 +8,6 @@ revisions of the models. A stage whose receipt bears its key is done, whatever e
     OUT/prompts/                prompts.parquet
     OUT/toxic/                  the toxic adapter
     OUT/arms/ARM/               the corpus, an output of `tamis detox`
-    OUT/facts/ARM/              what the corpus is: rows, tokens, the judge's view of it
     OUT/models/ARM-SEED/        the model
     OUT/toxicity/ARM-SEED/      an output of `tamis eval toxicity`
     OUT/utility/ARM-SEED/       an output of `tamis eval utility`
@@ -37,6 +36,7 @@ RATES = {
     "steered": 100.0,
 }
 _CHARS_PER_TOKEN = 4.2
+_START_SECONDS = 10.0  # of a process: libraries and models
 _CANDIDATE_LENGTH = 0.9  # tokens of a candidate over those of its source
 
 
@@ -68,11 +68,11 @@ class Stage:
 
     @property
     def folder(self) -> str:
-        """Where its result lies, relative to the output."""
+        """Where its result lies, relative to the output (of `facts`: in its receipt alone)."""
         if self.kind in {"prompts", "toxic"}:
             return self.kind
-        if self.kind in {"corpus", "facts"}:
-            return f"{'arms' if self.kind == 'corpus' else 'facts'}/{self.arm}"
+        if self.kind == "corpus":
+            return f"arms/{self.arm}"
         return f"{'models' if self.kind == 'train' else self.kind}/{self.arm}-{self.seed}"
 
     @property
@@ -134,7 +134,8 @@ class _Builder:
         places = {run: self._rank(names, *run) for run in runs}
         for arm in names:
             rank = min(places[run] for run in runs if run[0] == arm)
-            self._corpus(arm, rank)
+            if arm != arms.BASE:
+                self._corpus(arm, rank)
             for seed in config.arm_seeds(arm):
                 self._model(arm, seed, places[arm, seed])
         first = {a: min(s.rank for s in self.stages if s.arm == a) for a in names}
@@ -176,7 +177,7 @@ class _Builder:
 
     def _needs_toxic(self, arm: str) -> bool:
         c = self.config
-        return arm != arms.RAW and arm not in c.given and arms.is_contrastive(c.arm_recipe(arm))
+        return arms.is_made(arm) and arm not in c.given and arms.is_contrastive(c.arm_recipe(arm))
 
     def _corpus(self, arm: str, rank: tuple[int, ...]) -> None:
         c, f = self.config, self.facts
@@ -211,29 +212,38 @@ class _Builder:
 
     def _model(self, arm: str, seed: int, rank: tuple[int, ...]) -> None:
         c, f = self.config, self.facts
-        parts: dict[str, Any] = {"base": f.revisions["base"], "settings": c.train.model_dump(), "seed": seed}
-        self._add(
-            "train", parts, needs=(f"corpus-{arm}",), arm=arm, seed=seed, rank=(*rank, 1), tokens=c.train.tokens,
-            pace="train",
-        )  # fmt: skip
+        train: tuple[str, ...] = ()
+        parts: dict[str, Any] = {"base": f.revisions["base"]}
+        if arm != arms.BASE:
+            train = (f"train-{arm}-{seed}",)
+            parts |= {"settings": c.train.model_dump(), "seed": seed}
+            self._add(
+                "train", parts, needs=(f"corpus-{arm}",), arm=arm, seed=seed, rank=(*rank, 1), tokens=c.train.tokens,
+                pace="train",
+            )  # fmt: skip
         parts = {
+            "base": f.revisions["base"],
             "judge": f.revisions["judge"],
             "reference": f.revisions.get("reference", ""),
             "options": c.judge_options,
             "samples": c.samples,
             "new_tokens": c.new_tokens,
-            "seed": c.sample_seed,
+            "seed": c.sample_seed + seed,
             "more": c.toxicity,
         }
-        train = f"train-{arm}-{seed}"
         self._add(
-            "toxicity", parts, needs=("prompts", train), arm=arm, seed=seed, rank=(*rank, 2),
+            "toxicity", parts, needs=("prompts", *train), arm=arm, seed=seed, rank=(*rank, 2),
             tokens=f.prompts * c.samples * c.new_tokens, pace="toxicity",
         )  # fmt: skip
         if c.neutral is not None:
-            parts = {"neutral": f.corpora["neutral"], "column": c.neutral_column, "more": c.utility}
+            parts = {
+                "base": f.revisions["base"],
+                "neutral": f.corpora["neutral"],
+                "column": c.neutral_column,
+                "more": c.utility,
+            }
             self._add(
-                "utility", parts, needs=(train,), arm=arm, seed=seed, rank=(*rank, 3),
+                "utility", parts, needs=train, arm=arm, seed=seed, rank=(*rank, 3),
                 tokens=int(f.neutral_characters / _CHARS_PER_TOKEN), pace="utility",
             )  # fmt: skip
 
@@ -259,8 +269,11 @@ def wanted(stages: Sequence[Stage], config: CompareConfig) -> list[Stage]:
         raise TamisError(f"--stages {unknown[0]}: there are {', '.join(KINDS)}")
     by_name = {s.name: s for s in stages}
     chosen: set[str] = set()
+    # What is shared comes with what needs it, or when it is asked for by name.
     rest = [
-        s.name for s in stages if s.kind in kinds and (not config.only or not s.arm or s.arm in config.only)
+        s.name
+        for s in stages
+        if s.kind in kinds and (s.arm in (config.only or [s.arm]) if s.arm else s.kind in config.stages)
     ]
     while rest:
         name = rest.pop()
@@ -272,4 +285,4 @@ def wanted(stages: Sequence[Stage], config: CompareConfig) -> list[Stage]:
 
 def seconds(stage: Stage, rates: Mapping[str, float] = RATES) -> float:
     """How long a stage takes one core, about."""
-    return stage.tokens / rates.get(stage.pace, RATES.get(stage.pace, 100.0)) if stage.tokens else 5.0
+    return _START_SECONDS + (stage.tokens / rates[stage.pace] if stage.tokens else 0.0)

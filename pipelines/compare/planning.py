@@ -26,7 +26,7 @@ def find_facts(config: CompareConfig) -> Facts:
     from pipelines.evaluation.tables import read_table
 
     names = config.arm_names()
-    made = [a for a in names if a != arms.RAW and a not in config.given]
+    made = [a for a in names if arms.is_made(a) and a not in config.given]
     _check(config, made)
     raw = read_table(config.raw)
     texts = [t for t in raw.texts(config.text_column) if t]

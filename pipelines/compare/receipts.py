@@ -17,7 +17,6 @@ CONFIG = "compare.json"
 SUCCESS = "_SUCCESS"
 STARTED = "_tamis/started"
 LOGS = "_tamis/logs"
-_KEEP_THEIR_OWN = {"corpus", "toxicity", "utility"}
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,31 @@ def changed_stages(output: Path, stages: Iterable[Stage], receipts: Mapping[str,
 def begin_stage(output: Path, stage: Stage) -> None:
     """Note that a stage begins; what another key left in its folder goes.
 
-    Corpora and evaluations are exceptions: their jobs know themselves what still holds, and answers paid for stay.
+    Answers of models that were paid for stay: a corpus is left to the detox job, which knows itself what of it holds, and
+    of an evaluation the cache is kept.
     """
     path = output / STARTED / f"{stage.name}.json"
     begun = read_json(path) or {}
     if begun.get("key") != stage.key:
         (output / stage.receipt).unlink(missing_ok=True)
-        if stage.kind not in _KEEP_THEIR_OWN:
+        if stage.kind in {"toxicity", "utility"}:
+            _clear(output / stage.folder, "_tamis/cache")
+        elif stage.kind not in {"corpus", "facts"}:
             shutil.rmtree(output / stage.folder, ignore_errors=True)
         write_json(path, {"key": stage.key, "seconds": 0.0})
+
+
+def _clear(folder: Path, kept: str) -> None:
+    """Remove what is in a folder, but for one folder in it."""
+    first, _, rest = kept.partition("/")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == first:
+            if rest:
+                _clear(path, rest)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def add_seconds(output: Path, stage: Stage, seconds: float) -> None:

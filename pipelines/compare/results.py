@@ -94,7 +94,7 @@ def _on_common_prompts(
 def focus_arm(config: CompareConfig, names: Sequence[str]) -> str | None:
     """The arm the page compares all others with: the one named, else the best rewriting there is."""
     order = [config.focus, "logratio", *config.given, "official", "prompt_only", *names]
-    return next((n for n in order if n in names and n != arms.RAW), None)
+    return next((n for n in order if n in names and n not in (arms.RAW, arms.BASE)), None)
 
 
 def _arm(

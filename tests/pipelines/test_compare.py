@@ -1,0 +1,247 @@
+"""`tamis compare`: what is planned, in which order; how prompts are made; what is said of the figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.compare import arms, statistics
+from pipelines.compare.config import CompareConfig
+from pipelines.compare.options import make_config, pairs, recipes
+from pipelines.compare.plan import Facts, build_stages, wanted
+from pipelines.compare.prompts import begun_by, content_hash, make_prompts
+from pipelines.compare.receipts import Receipt, done_stages
+from pipelines.compare.runner import describe
+from pipelines.detox import make_config as make_detox
+from schemas.errors import InputError, TamisError
+
+FACTS = Facts(
+    corpora={k: k for k in ("raw", "given:mine", "held_out", "neutral", "toxic", "toxic_adapter")},
+    revisions=dict.fromkeys(("judge", "base", "scorer", "rewriter", "reference"), "x@1"),
+    rows=100,
+    characters=42_000,
+    prompts=200,
+    neutral_characters=8_400,
+)
+
+
+def config(**changes) -> CompareConfig:
+    settings = {"raw": "raw", "output": "out", "held_out": "held", "neutral": "neutral", "judge": "linear"}
+    return CompareConfig(**{**settings, **changes})
+
+
+def keys(**changes) -> dict[str, str]:
+    return {s.name: s.key for s in build_stages(config(**changes), FACTS)}
+
+
+# ------------------------------------------------------------------------------------------------------ arms
+
+
+@pytest.mark.parametrize("name", [n for n in arms.NAMES if arms.is_made(n)])
+def test_every_arm_is_a_detox_job_and_filters_need_no_language_model(name):
+    job = make_detox({**config().arm_recipe(name), "input": "in", "output": "out"})
+    assert job.accept.needs_candidates == (name not in arms.FILTERS)
+    assert arms.is_contrastive(config().arm_recipe(name)) == (job.decoding.mode != "prompt_only")
+
+
+def test_filters_keep_their_own_rules_whatever_the_rewriting_arms_are_told():
+    told = config(detox={"gate": {"gate": "none", "tau": 0.9}, "rewrite": {"unit": "document"}}, tau=0.7)
+    gates = {a: told.arm_recipe(a)["gate"] for a in ("drop-documents", "drop-sentences", "prompt_only")}
+    assert gates["drop-documents"] == {"gate": "all", "tau": 0.7}
+    assert gates["drop-sentences"] == {"gate": "all", "tau": 0.4}
+    assert gates["prompt_only"] == {"gate": "none", "tau": 0.9}
+
+
+def test_an_ablation_changes_one_thing():
+    shared = {"rewrite": {"sampling": {"temperatures": [0.6, 1.4], "per_temperature": 3}}}
+    whole = config(detox=shared).arm_recipe("logratio")
+    one = config(detox=shared).arm_recipe("logratio-one-temperature")
+    assert one["rewrite"]["sampling"] == {"temperatures": [1.0], "per_temperature": 6}
+    assert {**one, "rewrite": whole["rewrite"]} == whole
+    fixed = config(detox=shared).arm_recipe("logratio-fixed-k")
+    assert fixed["decoding"] == {"mode": "logratio", "dynamic_k": False}
+    assert {**fixed, "decoding": whole["decoding"]} == whole
+
+
+def test_arms_are_named_expanded_and_refused():
+    assert arms.expand(["ablation:fixed-k", "raw", "raw"]) == ("logratio-fixed-k", "raw")
+    assert arms.expand(["all"]) == arms.STANDARD and arms.expand(["ablations"]) == arms.ABLATIONS
+    with pytest.raises(TamisError, match="no arm 'clean'"):
+        config(make=("clean",)).arm_names()
+    with pytest.raises(TamisError, match="first argument|something else"):
+        config(given={"raw": "x"}).arm_names()
+    with pytest.raises(TamisError, match="no name for an arm"):
+        config(given={"../up": "x"}).arm_names()
+    # A given arm is not made again, and a recipe of a new name is an arm of its own.
+    names = config(
+        make=("raw", "logratio"), given={"logratio": "x"}, recipes={"mild": {"gate": {"tau": 0.9}}}
+    ).arm_names()
+    assert names == ("raw", "logratio", "mild")
+
+
+def test_options_are_read_or_refused_in_one_line():
+    found = recipes(["mild:gate.tau=0.9", "mild:decoding.mode=logratio", 'raw2:accept.ladder=["redact"]'])
+    assert found == {
+        "mild": {"gate": {"tau": 0.9}, "decoding": {"mode": "logratio"}},
+        "raw2": {"accept": {"ladder": ["redact"]}},
+    }
+    assert pairs(["a=1", "b=x"]) == {"a": 1, "b": "x"}
+    for wrong in (lambda: recipes(["mild"]), lambda: pairs(["a"]), lambda: make_config({"raw": "x"})):
+        with pytest.raises(TamisError) as error:
+            wrong()
+        assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------ plan
+
+
+def test_the_main_contrast_comes_first_and_then_the_others():
+    stages = build_stages(config(given={"mine": "x"}, other_seeds=(0,)), FACTS)
+    order = [(s.arm, s.seed) for s in stages if s.kind == "toxicity"]
+    main = ["raw", "drop-documents", "logratio", "prompt_only"]
+    assert order[:8] == [(a, s) for s in (0, 1) for a in main]
+    assert order[8][0] == "mine" and {s for _, s in order[8:]} == {0}
+    assert {a for a, _ in order[8:]} == {"mine", "base", *arms.STANDARD} - set(main)
+    names = [s.name for s in stages]
+    assert all(names.index(n) < names.index(s.name) for s in stages for n in s.needs)
+
+
+def test_contrastive_arms_share_one_toxic_model():
+    stages = build_stages(config(make=("all", "ablations")), FACTS)
+    toxic = [s for s in stages if s.kind == "toxic"]
+    users = {s.arm for s in stages if "toxic" in s.needs}
+    assert len(toxic) == 1 and users == {"logratio", "official", "vanilla_cd", *arms.ABLATIONS}
+    given = build_stages(config(toxic={"adapter": "x"}), FACTS)
+    assert not any(s.kind == "toxic" or "toxic" in s.needs for s in given)
+
+
+def test_a_key_changes_with_what_decides_the_result_and_with_nothing_else():
+    plain = keys()
+    assert (
+        keys(given={"mine": "x"}, workers=4, seeds=(0, 1, 2), keep_models=False).items()
+        >= {
+            n: k for n, k in plain.items() if n != "prompts" and not n.startswith(("toxicity", "facts"))
+        }.items()
+    )
+
+    def changed(**changes) -> set[str]:
+        other = keys(**changes)
+        return {n.partition("-")[0] for n in plain if other.get(n) != plain[n]}
+
+    assert changed(train={"tokens": 5}) == {"train", "toxicity", "utility"}
+    assert changed(judge_options={"label": "x"}) == {"facts", "toxicity"}
+    assert changed(samples=5) == {"toxicity"}
+    assert changed(utility={"documents": 3}) == {"utility"}
+    assert changed(prompt_words=4) == {"prompts", "facts", "toxicity"}
+    assert changed(toxic={"tokens": 5}) == {"toxic", "corpus", "facts", "train", "toxicity", "utility"}
+    assert changed(tau=0.3) == {"corpus", "facts", "train", "toxicity", "utility"}
+
+
+def test_part_of_it_comes_with_what_it_needs():
+    stages = build_stages(config(), FACTS)
+
+    def chosen(**changes) -> set[str]:
+        return {s.name for s in wanted(stages, config(**changes))}
+
+    assert chosen(only=("raw",), seeds=(0, 1)) == {
+        "prompts", "corpus-raw", "facts-raw", *(f"{k}-raw-{s}" for k in ("train", "toxicity", "utility") for s in (0, 1)),
+    }  # fmt: skip
+    assert chosen(stages=("corpus",), only=("logratio",)) == {"toxic", "corpus-logratio"}
+    assert chosen(stages=("toxic",), only=("raw",)) == {"toxic"}
+    assert chosen() == {s.name for s in stages}
+    with pytest.raises(TamisError, match="--stages sleep"):
+        wanted(stages, config(stages=("sleep",)))
+    with pytest.raises(TamisError, match="--arms nobody"):
+        build_stages(config(only=("nobody",)), FACTS)
+
+
+def test_the_plan_says_what_each_stage_costs_and_learns_from_what_was_measured():
+    stages = build_stages(config(make=("raw",), seeds=(0,)), FACTS)
+    train = next(s for s in stages if s.kind == "train")
+    lines = describe(stages, set(), {}, 1)
+    assert any(line.startswith("train-raw-0") and "30,000 tokens" in line for line in lines)
+    assert any(line.startswith("toxicity-raw-0") and "100,000 tokens" in line for line in lines)
+    slow = Receipt("train-x", "k", 3000.0, 30_000, "train")
+    before = next(line for line in lines if line.startswith(train.name))
+    after = next(line for line in describe(stages, set(), {"x": slow}, 1) if line.startswith(train.name))
+    assert "5 min" in before and "50 min" in after
+
+
+def test_a_model_that_was_removed_is_made_again_only_if_something_needs_it():
+    stages = build_stages(config(make=("raw",), seeds=(0,)), FACTS)
+    receipts = {s.name: Receipt(s.name, s.key, 1.0, removed=s.kind == "train") for s in stages}
+    assert done_stages(stages, receipts) == {s.name for s in stages}
+    receipts["toxicity-raw-0"] = replace(receipts["toxicity-raw-0"], key="other")
+    assert done_stages(stages, receipts) == {s.name for s in stages} - {"toxicity-raw-0", "train-raw-0"}
+
+
+# --------------------------------------------------------------------------------------------------- prompts
+
+WORDS = st.text("abcDE ", min_size=0, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(WORDS, max_size=30), st.integers(1, 4), st.integers(1, 3), st.data())
+def test_prompts_are_of_held_out_rows_alone_and_do_not_depend_on_their_order(texts, count, words, data):
+    trained = {content_hash(t) for t in texts if data.draw(st.booleans())}
+    try:
+        made = make_prompts([(t, "") for t in texts], count, words, trained)
+    except InputError as error:
+        free = {
+            " ".join(t.split()[:words]).casefold()
+            for t in texts
+            if content_hash(t) not in trained and len(t.split()) >= words + 3
+        }
+        assert len(free) < count and "lower" in str(error)
+        return
+    assert len({content_hash(p.text) for p in made}) == len(made) == count
+    sources = {content_hash(t): t for t in texts}
+    for prompt in made:
+        assert prompt.source not in trained
+        assert len(prompt.text.split()) == words
+        assert [w.casefold() for w in sources[prompt.source].split()[:words]] == [
+            w.casefold() for w in prompt.text.split()
+        ]
+    again = make_prompts([(t, "") for t in reversed(texts)], count, words, trained)
+    assert [p.source for p in again] == [p.source for p in made]
+
+
+def test_a_copy_is_the_same_content_however_it_is_spaced():
+    assert content_hash(" You  Idiot\n") == content_hash("you idiot") != content_hash("you idiots")
+
+
+def test_prompts_that_begin_a_row_of_a_corpus_are_counted():
+    texts = ["You are a silly goose today", None, "they went home", "You  ARE a fool"]
+    assert begun_by(texts, ["you are a", "they came", "they went home", "nobody"]) == 2
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def test_a_measure_is_the_mean_over_seeds_with_its_spread():
+    found = statistics.measure({0: np.array([0.0, 1.0, 0.5]), 1: np.array([1.0, 1.0, 1.0])})
+    assert found.value.mean == pytest.approx(0.75) and found.value.n == 3
+    assert found.by_seed == {0: 0.5, 1: 1.0} and found.spread == pytest.approx(np.std([0.5, 1.0], ddof=1))
+    assert statistics.measure({0: np.ones(4)}, share=True).value.low < 1  # four prompts prove no certainty
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.05, 1.0))
+def test_a_reduction_is_what_was_taken_away_and_lies_in_its_interval(seed, factor):
+    raw = np.random.default_rng(seed).uniform(0.1, 1, 50)
+    found = statistics.reduction({0: raw * factor}, {0: raw, 1: raw})
+    assert found.mean == pytest.approx(1 - factor) and found.low <= found.mean <= found.high
+    assert found.high - found.low < 1e-9  # the same share of every prompt: nothing is left to chance
+    gap = statistics.paired({0: raw * factor}, {0: raw})
+    assert gap.difference.mean == pytest.approx((factor - 1) * raw.mean())
+
+
+def test_only_seeds_that_both_have_are_paired():
+    a, b = np.array([0.0, 1.0]), np.array([1.0, 1.0])
+    assert statistics.paired({0: a, 5: b}, {0: b, 6: a}).difference.mean == -0.5
+    assert statistics.paired({0: a}, {1: b}) is None and statistics.reduction({0: a}, {1: b}) is None
+    assert statistics.reduction({0: a}, {0: np.zeros(2)}) is None
