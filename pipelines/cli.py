@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands import compare, embed, eval_quality, eval_toxicity, train_encoders, train_ngram
+from pipelines.commands import judgments as judgments_commands
 
 app = typer.Typer(
     name="tamis",
@@ -32,6 +33,7 @@ eval_quality.register(eval_app)
 compare.register(app)
 embed.register(app)
 eval_toxicity.register(eval_app)
+judgments_commands.register(app)
 
 Out = Annotated[str, typer.Argument(help="The output folder of a job (path or URL).", show_default=False)]
 Storage = Annotated[

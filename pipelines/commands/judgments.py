@@ -1,0 +1,351 @@
+"""`tamis judgments ...` and `tamis groups`: options only, what they do is imported when they are called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.eval_quality import Storage, storage
+
+judgments_app = typer.Typer(
+    name="judgments",
+    help="Relevance and utility labels: in and out of every format, and how far they agree.",
+    no_args_is_help=True,
+)
+Overwrite = Annotated[
+    bool, typer.Option(help="Replace what other settings left in the folder.", rich_help_panel="Running")
+]
+Output = Annotated[str, typer.Option("--output", "-o", help="Folder to write to.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `tamis`."""
+    app.add_typer(judgments_app)
+    judgments_app.command(
+        "import",
+        epilog="Example: tamis judgments import beir/nfcorpus -o labels/     "
+        "tamis judgments import judged.qrels --annotator nist -o labels/",
+    )(import_)
+    app.command(
+        "groups",
+        epilog="Example: tamis groups labels/ --pool bm25.run --relative-margin 0.05 -o groups/",
+    )(groups)
+
+
+def import_(
+    source: Annotated[str, typer.Argument(help="File, folder or URL of any known format.")],
+    output: Output,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="Its format, where looking does not tell: beir, trec-qrels, trec-run, tevatron, tevatron-v2, "
+            "sentence-transformers, flagembedding, pylate, datasets, table.",
+            show_default=False,
+        ),
+    ] = None,
+    label_source: Annotated[
+        str, typer.Option(help="human or llm, where the source does not say.", rich_help_panel="Labels")
+    ] = "human",
+    annotator: Annotated[
+        str, typer.Option(help="Who judged, where the source does not say.", rich_help_panel="Labels")
+    ] = "human",
+    signal: Annotated[
+        str | None,
+        typer.Option(
+            help="What the labels are (qrels, utilsel, ...).", rich_help_panel="Labels", show_default=False
+        ),
+    ] = None,
+    target_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Reader the labels hold for; default any.", rich_help_panel="Labels", show_default=False
+        ),
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="Split to read; may be repeated; default all.", rich_help_panel="Labels"),
+    ] = None,
+    negatives: Annotated[
+        str,
+        typer.Option(
+            help="Given negatives are candidates nobody judged (pool), or labels of grade 0 (judged).",
+            rich_help_panel="Labels",
+        ),
+    ] = "pool",
+    source_: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            help="Which copy of the documents, where people and models wrote one each; `all` keeps every copy.",
+            show_default=False,
+        ),
+    ] = None,
+    corpus: Annotated[bool, typer.Option(help="Also write the documents.")] = True,
+    overwrite: Overwrite = False,
+    storage_option: Storage = None,
+) -> None:
+    """Bring labels, queries, documents and candidates of any format into tables, every label with its origin."""
+    from pipelines import judgments_import as job
+
+    config = job.ImportConfig(
+        source=source,
+        output=output,
+        format=format,
+        label_source=label_source,
+        annotator=annotator,
+        signal=signal,
+        target_model=target_model,
+        splits=tuple(split or ()),
+        corpus_source=source_,
+        negatives=negatives,
+        corpus=corpus,
+        overwrite=overwrite,
+        storage_options=storage(storage_option),
+    )
+    job.print_result(job.run(config))
+
+
+def groups(
+    judgments: Annotated[list[str], typer.Argument(help="Collections with labels, of any format.")],
+    output: Output,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            help="Documents; default those of the collection.", rich_help_panel="Texts", show_default=False
+        ),
+    ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            help="Queries; default those of the collection.", rich_help_panel="Texts", show_default=False
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Which copy of the documents, where there are several.",
+            rich_help_panel="Texts",
+            show_default=False,
+        ),
+    ] = None,
+    with_text: Annotated[
+        bool,
+        typer.Option(
+            "--with-text/--ids-only", help="Texts in the groups, or ids alone.", rich_help_panel="Texts"
+        ),
+    ] = True,
+    regime: Annotated[
+        str,
+        typer.Option(
+            help="single; curriculum: LLM labels, then human ones; union: both at once. auto: curriculum where there are both.",
+            rich_help_panel="Labels",
+        ),
+    ] = "auto",
+    positive_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Least grade of a positive: 2, or by stage: llm=2. May be repeated; default 1.",
+            rich_help_panel="Labels",
+            show_default=False,
+        ),
+    ] = None,
+    positive_value: Annotated[
+        float,
+        typer.Option(help="Labels that are a value are positive above this.", rich_help_panel="Labels"),
+    ] = 0.0,
+    positive_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Labels that are a rank are positive up to this.",
+            rich_help_panel="Labels",
+            show_default=False,
+        ),
+    ] = None,
+    unify: Annotated[
+        str,
+        typer.Option(
+            help="How labels of several annotators merge: apart (an error), max, majority, prefer_human.",
+            rich_help_panel="Labels",
+        ),
+    ] = "apart",
+    across_targets: Annotated[
+        bool,
+        typer.Option(
+            "--across-targets", help="Also merge labels of different target models.", rich_help_panel="Labels"
+        ),
+    ] = False,
+    label_source: Annotated[
+        str | None,
+        typer.Option(help="Only human, or only llm labels.", rich_help_panel="Labels", show_default=False),
+    ] = None,
+    annotator: Annotated[
+        list[str] | None, typer.Option(help="Only labels of this annotator.", rich_help_panel="Labels")
+    ] = None,
+    signal: Annotated[
+        list[str] | None, typer.Option(help="Only this signal.", rich_help_panel="Labels")
+    ] = None,
+    target_model: Annotated[
+        list[str] | None,
+        typer.Option(help="Only labels for this reader; `agnostic`: for any.", rich_help_panel="Labels"),
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Only this split.", rich_help_panel="Labels")
+    ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(help="Candidates: a pool, or a TREC run. May be repeated.", rich_help_panel="Negatives"),
+    ] = None,
+    negatives_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Source of negatives (bm25, judged, random), in order of preference; default all.",
+            rich_help_panel="Negatives",
+        ),
+    ] = None,
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            help="Only candidates of these ranks: 10-200.", rich_help_panel="Negatives", show_default=False
+        ),
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="Least score.", rich_help_panel="Negatives", show_default=False)
+    ] = None,
+    max_score: Annotated[
+        float | None, typer.Option(help="Highest score.", rich_help_panel="Negatives", show_default=False)
+    ] = None,
+    absolute_margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Score below the positive's by this.", rich_help_panel="Negatives", show_default=False
+        ),
+    ] = None,
+    relative_margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Score below the positive's by this share of it: 0.05.",
+            rich_help_panel="Negatives",
+            show_default=False,
+        ),
+    ] = None,
+    margin_against: Annotated[
+        str, typer.Option(help="weakest, strongest or mean positive.", rich_help_panel="Negatives")
+    ] = "weakest",
+    without_score: Annotated[
+        str,
+        typer.Option(
+            help="keep or drop candidates where no positive has a score to compare with.",
+            rich_help_panel="Negatives",
+        ),
+    ] = "keep",
+    max_negatives: Annotated[
+        int | None,
+        typer.Option(
+            help="Negatives a query keeps; default all.", rich_help_panel="Negatives", show_default=False
+        ),
+    ] = None,
+    min_negatives: Annotated[
+        int,
+        typer.Option(
+            help="Fewer drop the query; 0: in-batch negatives alone.", min=0, rich_help_panel="Negatives"
+        ),
+    ] = 1,
+    random_negatives: Annotated[
+        int, typer.Option(help="Documents drawn at random a query.", min=0, rich_help_panel="Negatives")
+    ] = 0,
+    mask_copies: Annotated[
+        bool,
+        typer.Option(
+            help="Mask documents of equal text, and rewrites, of a positive.", rich_help_panel="Negatives"
+        ),
+    ] = True,
+    positives: Annotated[
+        str,
+        typer.Option(help="first, random_one, rotate, all.", rich_help_panel="Draw (for the trainer)"),
+    ] = "all",
+    max_positives: Annotated[
+        int,
+        typer.Option(
+            help="Cap; -1 leaves one slot for a negative.", rich_help_panel="Draw (for the trainer)"
+        ),
+    ] = 4,
+    group_size: Annotated[
+        int, typer.Option(help="Documents a group.", rich_help_panel="Draw (for the trainer)")
+    ] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    queries_per_shard: Annotated[int, typer.Option(min=1, rich_help_panel="Running")] = 50_000,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count, and write nothing.", rich_help_panel="Running")
+    ] = False,
+    storage_option: Storage = None,
+) -> None:
+    """Make training groups of judgments: every positive in order of quality, negatives with their provenance."""
+    from pipelines import groups as job
+
+    first, last = _ranks(ranks)
+    config = job.GroupsConfig(
+        judgments=tuple(judgments),
+        output=output,
+        corpus=corpus,
+        queries=queries,
+        corpus_source=source,
+        pools=tuple(pool or ()),
+        with_text=with_text,
+        regime=regime,
+        positive_from=_by_stage(positive_from),
+        positive_value=positive_value,
+        positive_rank=positive_rank,
+        unify=unify.replace("-", "_"),
+        across_targets=across_targets,
+        label_source=label_source,
+        annotators=tuple(annotator or ()),
+        signals=tuple(signal or ()),
+        target_models=tuple(target_model or ()),
+        splits=tuple(split or ()),
+        sources=tuple(negatives_from or ()),
+        first_rank=first,
+        last_rank=last,
+        min_score=min_score,
+        max_score=max_score,
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        margin_against=margin_against,
+        without_score=without_score,
+        max_negatives=max_negatives,
+        min_negatives=min_negatives,
+        random_negatives=random_negatives,
+        mask_copies=mask_copies,
+        positives=positives.replace("-", "_"),
+        max_positives=max_positives,
+        group_size=group_size,
+        seed=seed,
+        queries_per_shard=queries_per_shard,
+        overwrite=overwrite,
+        storage_options=storage(storage_option),
+    )
+    job.print_result(job.run(config, dry_run=dry_run))
+
+
+def _ranks(text: str | None) -> tuple[int, int | None]:
+    """`10-200`, `10-` or `-200`."""
+    if text is None:
+        return 1, None
+    first, sign, last = text.partition("-")
+    try:
+        return int(first or 1), int(last) if last else (None if sign else int(first))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not FIRST-LAST", param_hint="--ranks") from None
+
+
+def _by_stage(items: list[str] | None) -> dict[str, int]:
+    """`2` for all stages, `llm=2` for one."""
+    rules: dict[str, int] = {}
+    for item in items or []:
+        stage, sign, grade = item.rpartition("=")
+        try:
+            rules[stage if sign else ""] = int(grade)
+        except ValueError:
+            raise typer.BadParameter(f"'{item}' is no grade", param_hint="--positive-from") from None
+    return rules

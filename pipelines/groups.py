@@ -1,0 +1,413 @@
+"""`tamis groups`: judgments and candidates to training groups, in shards by stage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.training.groups import DrawPolicy
+from pipelines.retrieval.folder import TableFolder, input_fingerprints
+from schemas.errors import InputError
+from schemas.groups import DROPPED_SCHEMA, GROUP_SCHEMA, MASK_SCHEMA, REJECTED_SCHEMA
+from transforms.retrieval import formats
+from transforms.retrieval.collection import RetrievalData, document_ids, frame, pick_documents
+from transforms.retrieval.formats.base import ImportOptions
+from transforms.retrieval.groups import (
+    RANDOM,
+    GroupShard,
+    StageRows,
+    false_negative_mask,
+    find_copies,
+    group_shard,
+    make_stages,
+    mask_table,
+    random_candidates,
+    stage_rows,
+)
+from transforms.retrieval.mining import MiningRules
+from transforms.retrieval.unify import LabelFilter, PositiveRule
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class GroupsConfig(BaseModel):
+    """Settings of `tamis groups`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    judgments: tuple[str, ...] = Field(description="Collections with labels, of any format.")
+    output: str = Field(description="Folder to write.")
+    corpus: str | None = Field(None, description="Documents; default those of the collections.")
+    queries: str | None = Field(None, description="Queries; default those of the collections.")
+    pools: tuple[str, ...] = Field((), description="Candidates: pools or TREC runs.")
+    with_text: bool = Field(True, description="Put the texts into the groups.")
+    # labels
+    regime: str = Field(
+        "auto", description="single, curriculum, union; auto: curriculum where both kinds of labels are."
+    )
+    positive_from: dict[str, int] = Field(
+        default_factory=dict, description='Least grade of a positive, by label source; "" for all.'
+    )
+    positive_value: float = Field(
+        0.0, description="A value above this is positive, where a label is a value."
+    )
+    positive_rank: int | None = Field(
+        None, description="A rank up to this is positive, where a label is a rank."
+    )
+    unify: str = Field("apart", description="apart, max, majority, prefer_human.")
+    across_targets: bool = Field(False, description="Also merge labels of different target models.")
+    label_source: str | None = None
+    annotators: tuple[str, ...] = ()
+    signals: tuple[str, ...] = ()
+    target_models: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    corpus_source: str | None = Field(
+        None, description="Which copy of the documents, where there are several."
+    )
+    # negatives
+    sources: tuple[str, ...] = Field(
+        (), description="Sources of negatives; default all. `judged`: judged ones."
+    )
+    first_rank: int = 1
+    last_rank: int | None = None
+    min_score: float | None = None
+    max_score: float | None = None
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+    margin_against: str = "weakest"
+    without_score: str = "keep"
+    max_negatives: int | None = None
+    min_negatives: int = Field(1, ge=0)
+    random_negatives: int = Field(0, ge=0, description="Documents drawn at random for each query.")
+    mask_copies: bool = Field(True, description="Mask documents of equal text, and rewrites, of a positive.")
+    # draw: what the manifest recommends to the trainer
+    positives: str = "all"
+    max_positives: int = 4
+    group_size: int = 8
+    seed: int = 0
+    queries_per_shard: int = Field(50_000, ge=1)
+    overwrite: bool = False
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GroupsResult:
+    """What came of it.
+
+    Attributes:
+        output: The folder.
+        state: `finished`, `already finished` or `planned`.
+        manifest: Its manifest; of a dry run, the totals only.
+    """
+
+    output: str
+    state: str
+    manifest: dict[str, Any]
+
+
+def run(config: GroupsConfig, *, dry_run: bool = False) -> GroupsResult:
+    """Run it.
+
+    Args:
+        config: The settings.
+        dry_run: Count what would come out, and write nothing.
+
+    Raises:
+        InputError: No labels, labels nobody said how to merge, texts missing altogether.
+        OutputError: The folder holds something else.
+        TamisError: Settings that contradict one another.
+    """
+    policy = DrawPolicy(config.positives, config.max_positives, config.group_size)
+    rules = _mining(config)
+    settings = config.model_dump(exclude={"output", "overwrite", "storage_options"})
+    settings["input"] = {
+        url: input_fingerprints(url, config.storage_options)
+        for url in (*config.judgments, *config.pools, config.corpus, config.queries)
+        if url is not None
+    }
+    out = TableFolder(
+        config.output, "groups", settings, overwrite=config.overwrite, options=config.storage_options
+    )
+    if not dry_run and (manifest := out.finished) is not None:
+        return GroupsResult(config.output, "already finished", manifest)
+    data = _read(config)
+    labels, pool = data.labels(), frame(data.pool)
+    chosen = LabelFilter(
+        config.label_source, config.annotators, config.signals, config.target_models, config.splits
+    )
+    by_source = _positive_rules(config)
+    stages, warnings = make_stages(labels, config.regime, chosen, by_source, config.unify)
+    copies = _copies(config, data, labels)
+    mask = false_negative_mask(labels, [s.rule for s in stages], copies)
+    queries = data.queries_with_labels_first()
+    if config.splits:  # queries of other splits are no queries without labels
+        inside = set(chosen.apply(labels)["query_id"])
+        queries = [q for q in queries if q in inside]
+    if config.random_negatives:
+        pool = _with_random(config, data, queries, mask, pool)
+    rows = [
+        stage_rows(s, i, labels, pool, mask, rules, across_targets=config.across_targets)
+        for i, s in enumerate(stages)
+    ]
+    texts = dict(zip(data.queries["query_id"].to_pylist(), data.queries["text"].to_pylist(), strict=True))
+    if config.with_text:
+        _check_texts(config, data, texts)
+    figures = _write(config, None if dry_run else out, rows, queries, texts, data, mask)
+    notes = [*data.notes, *warnings]
+    facts = {
+        "stages": figures["stages"],
+        "dropped": figures["dropped"],
+        "rejected": figures["rejected"],
+        "notes": notes,
+        "draw": {
+            "positives": policy.positives,
+            "max_positives": policy.max_positives,
+            "group_size": policy.group_size,
+            "seed": config.seed,
+        },
+    }
+    totals = figures["totals"]
+    if dry_run:
+        return GroupsResult(config.output, "planned", {"totals": totals, **facts})
+    return GroupsResult(config.output, "finished", out.finish(totals, **facts))
+
+
+def _read(config: GroupsConfig) -> RetrievalData:
+    """All collections as one."""
+    from transforms.retrieval.texts import open_documents, read_queries
+
+    options = ImportOptions(splits=config.splits, corpus_source=config.corpus_source)
+    parts = [formats.read(url, options, storage=config.storage_options)[0] for url in config.judgments]
+    pools = [formats.read(url, storage=config.storage_options)[0] for url in config.pools]
+    for url, part in zip(config.pools, pools, strict=True):
+        if not part.pool.num_rows:
+            raise InputError(
+                f"--pool {url} holds no candidates (columns query_id, doc_id, source, rank, score)"
+            )
+    data = RetrievalData(
+        judgments=pa.concat_tables([p.judgments for p in parts], promote_options="default"),
+        pool=pa.concat_tables([p.pool for p in (*parts, *pools)]),
+        notes=[n for p in (*parts, *pools) for n in p.notes],
+        dead=[d for p in (*parts, *pools) for d in p.dead],
+    )
+    if data.dead:
+        data.notes.append(
+            f"{len(data.dead):,} lines could not be read, the first {data.dead[0].file}, line {data.dead[0].line} "
+            f"({data.dead[0].error})"
+        )
+    if config.queries is not None:
+        data.queries = read_queries(config.queries, config.storage_options)
+    else:
+        found = frame(pa.concat_tables([p.queries for p in parts])).unique(
+            "query_id", keep="first", maintain_order=True
+        )
+        data.queries = found.to_arrow().cast(parts[0].queries.schema)
+    if config.corpus is not None:
+        data.documents = open_documents(config.corpus, config.storage_options)
+    else:
+        data.documents = next((p.documents for p in parts if p.documents is not None), None)
+    return data
+
+
+def _mining(config: GroupsConfig) -> MiningRules:
+    return MiningRules(
+        config.sources,
+        config.first_rank,
+        config.last_rank,
+        config.min_score,
+        config.max_score,
+        config.absolute_margin,
+        config.relative_margin,
+        config.margin_against,
+        config.without_score,
+        config.max_negatives,
+    )
+
+
+def _positive_rules(config: GroupsConfig) -> dict[str, PositiveRule]:
+    base = config.positive_from.get("", 1)
+    rules = {"": PositiveRule(base, config.positive_value, config.positive_rank)}
+    for source, grade in config.positive_from.items():
+        if source not in ("", "human", "llm"):
+            raise InputError(f"--positive-from {source}={grade}: the stages are llm and human")
+        rules[source] = PositiveRule(grade, config.positive_value, config.positive_rank)
+    return rules
+
+
+def _copies(config: GroupsConfig, data: RetrievalData, labels: pl.DataFrame) -> pl.DataFrame | None:
+    """Documents that say the same as another, by one pass over the corpus; only hashes are kept of the texts."""
+    import polars as pl
+    import xxhash
+
+    if data.documents is None or not config.mask_copies:
+        return None
+    parts = []
+    for batch in data.documents():
+        hashes = [
+            None
+            if not (t or "").split()
+            else xxhash.xxh3_64_intdigest(" ".join(t.split()).casefold().encode("utf-8", "surrogatepass"))
+            for t in batch.column("text").to_pylist()
+        ]
+        base = batch.column("base_id")
+        parts.append(
+            pl.DataFrame(
+                {
+                    "doc_id": pl.Series(batch.column("doc_id").to_pylist(), dtype=pl.String),
+                    "text_hash": pl.Series(hashes, dtype=pl.UInt64),
+                    "base_id": pl.Series(base.to_pylist(), dtype=pl.String),
+                }
+            )
+        )
+    return find_copies(pl.concat(parts), labels["doc_id"]) if parts else None
+
+
+def _with_random(
+    config: GroupsConfig, data: RetrievalData, queries: Sequence[str], mask: pl.DataFrame, pool: pl.DataFrame
+) -> pl.DataFrame:
+    import polars as pl
+
+    if config.sources and RANDOM not in config.sources:
+        raise InputError(
+            "--random-negatives draws candidates of the source random: add --negatives-from random"
+        )
+    if data.documents is None:
+        raise InputError("--random-negatives draws from the corpus: pass --corpus")
+    ids = document_ids(data.documents)
+    drawn = random_candidates(queries, ids, mask, config.random_negatives, config.seed)
+    return pl.concat([pool, drawn.select(pool.columns)])
+
+
+def _check_texts(config: GroupsConfig, data: RetrievalData, texts: dict[str, str | None]) -> None:
+    if data.documents is None:
+        raise InputError("there are no documents to take texts from: pass --corpus, or --ids-only")
+    if not any(t is not None for t in texts.values()):
+        raise InputError("there are no texts of queries: pass --queries, or --ids-only")
+
+
+def _write(
+    config: GroupsConfig,
+    out: TableFolder | None,
+    rows: Sequence[StageRows],
+    queries: Sequence[str],
+    texts: dict[str, str | None],
+    data: RetrievalData,
+    mask: pl.DataFrame,
+) -> dict[str, Any]:
+    """Write shard by shard; each takes its documents from the corpus in one pass."""
+    if out is not None:
+        out.start()
+    size = config.queries_per_shard
+    blocks = [queries[i : i + size] for i in range(0, len(queries), size)]
+    stages: list[dict[str, Any]] = [
+        {"name": r.stage.name, "groups": 0, "positives": 0, "negatives": 0, "dropped": 0} for r in rows
+    ]
+    dropped: Counter[tuple[str, str]] = Counter()
+    rejected: Counter[tuple[str, str]] = Counter()
+    masked = 0
+    for number, block in enumerate(blocks):
+        documents = None
+        if config.with_text:
+            assert data.documents is not None
+            documents = pick_documents(data.documents, _needed(rows, block))
+        for r, figures in zip(rows, stages, strict=True):
+            shard = group_shard(
+                r,
+                block,
+                texts,
+                documents,
+                min_negatives=config.min_negatives,
+                need_text=config.with_text,
+            )
+            _count(shard, figures, dropped, rejected)
+            if out is not None:
+                name = f"{r.number}-{r.stage.name}/part-{number:05d}.parquet"
+                out.write("data", name, shard.groups, GROUP_SCHEMA)
+                out.write("dropped", name, shard.dropped, DROPPED_SCHEMA)
+                out.write("rejected", name, shard.rejected, REJECTED_SCHEMA)
+        table = mask_table(mask, block)
+        masked += table.num_rows
+        if out is not None:
+            out.write("mask", f"part-{number:05d}.parquet", table, MASK_SCHEMA)
+    groups = sum(s["groups"] for s in stages)
+    if not groups:
+        reasons = ", ".join(f"{reason} {n:,}" for (_, reason), n in dropped.most_common())
+        raise InputError(f"no query makes a group ({reasons}){_hint(dropped)}")
+    return {
+        "totals": {"groups": groups, "queries": len(queries), "masked_queries": masked},
+        "stages": stages,
+        "dropped": [{"stage": s, "reason": x, "queries": n} for (s, x), n in sorted(dropped.items())],
+        "rejected": [{"stage": s, "reason": x, "candidates": n} for (s, x), n in sorted(rejected.items())],
+    }
+
+
+def _hint(dropped: Counter[tuple[str, str]]) -> str:
+    reason = dropped.most_common(1)[0][0][1] if dropped else ""
+    return {
+        "no_negative": ": pass --pool with candidates, --random-negatives 8, or --min-negatives 0 to train on in-batch "
+        "negatives alone",
+        "no_positive": ": lower --positive-from",
+    }.get(reason, "")
+
+
+def _needed(rows: Sequence[StageRows], block: Sequence[str]) -> set[str]:
+    import polars as pl
+
+    ids = pl.DataFrame({"query_id": list(block)}, schema={"query_id": pl.String})
+    needed: set[str] = set()
+    for r in rows:
+        for part in (r.positives, r.negatives):
+            needed.update(part.join(ids, on="query_id", how="semi")["doc_id"].unique().to_list())
+    return needed
+
+
+def _count(
+    shard: GroupShard,
+    figures: dict[str, Any],
+    dropped: Counter[tuple[str, str]],
+    rejected: Counter[tuple[str, str]],
+) -> None:
+    import pyarrow.compute as pc
+
+    figures["groups"] += shard.groups.num_rows
+    figures["dropped"] += shard.dropped.num_rows
+    for name in ("positives", "negatives"):
+        figures[name] += int(pc.sum(pc.list_value_length(shard.groups[name])).as_py() or 0)
+    dropped.update((figures["name"], r) for r in shard.dropped["reason"].to_pylist())
+    rejected.update((figures["name"], r) for r in shard.rejected["reason"].to_pylist())
+
+
+def print_result(result: GroupsResult) -> None:
+    """Say what came of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    m = result.manifest
+    table = Table(box=None, title=f"{result.state}: {m['totals']['groups']:,} groups", title_justify="left")
+    for heading in ("stage", "groups", "positives a group", "negatives a group", "queries dropped"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for s in m["stages"]:
+        n = max(1, s["groups"])
+        table.add_row(
+            s["name"],
+            f"{s['groups']:,}",
+            f"{s['positives'] / n:.2f}",
+            f"{s['negatives'] / n:.2f}",
+            f"{s['dropped']:,}",
+        )
+    console.print(table)
+    for d in m["dropped"]:
+        console.print(f"dropped   {d['stage']}: {d['reason']} {d['queries']:,}")
+    for r in m["rejected"]:
+        console.print(f"rejected  {r['stage']}: {r['reason']} {r['candidates']:,}")
+    for note in m["notes"]:
+        console.print(note, soft_wrap=True)
+    if result.state != "planned":
+        console.print(f"groups: {result.output}/data", soft_wrap=True)

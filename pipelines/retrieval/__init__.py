@@ -1,0 +1,1 @@
+"""What the retrieval jobs share: the folder of tables they write, and how they find texts and labels."""
