@@ -91,18 +91,43 @@ def trade_off(
     """
     import altair as alt
 
-    rows = [{"arm": n, "x": x, "y": y, "colour": BEFORE if n == reference else AFTER} for n, x, y in points]
     low, high = min(p[1] for p in points), max(p[1] for p in points)
     room = (high - low) * 0.35 or abs(high) * 0.05 or 0.05
+    labels = _apart(points, near=room)
+    rows = [
+        {"arm": n, "x": x, "y": y, "label": labels[n], "colour": BEFORE if n == reference else AFTER}
+        for n, x, y in points
+    ]
+    ticks = [t / 100 for t in range(0, 101, 5 if high - low < 0.3 else 10) if low - room <= t / 100 <= 1]
     base = alt.Chart(alt.InlineData(values=rows), width=400, height=250).encode(
         x=alt.X(
             "x:Q",
             title=x_title,
             scale=alt.Scale(domain=[low - room * 0.15, high + room], nice=False),
-            axis=alt.Axis(format=".0%" if percent else "~g", tickCount=6),
+            axis=alt.Axis(format=".0%", values=ticks) if percent else alt.Axis(format="~g", tickCount=6),
         ),
-        y=alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False, nice=True)),
     )
-    dot = base.mark_circle(size=80, opacity=1).encode(color=alt.Color("colour:N", scale=None))
-    text = base.mark_text(align="left", dx=8, fontSize=11, color=SOFT).encode(text="arm:N")
+    scale = alt.Scale(zero=False, nice=True)
+    dot = base.mark_circle(size=80, opacity=1).encode(
+        y=alt.Y("y:Q", title=y_title, scale=scale), color=alt.Color("colour:N", scale=None)
+    )
+    text = base.mark_text(align="left", dx=8, fontSize=11, color=SOFT).encode(
+        y=alt.Y("label:Q", title=y_title, scale=scale), text="arm:N"
+    )
     return to_svg(dot + text, f"{y_title} against {x_title}")
+
+
+def _apart(points: Sequence[tuple[str, float, float]], *, near: float) -> dict[str, float]:
+    """Heights of the labels: each at its point, moved down where one above stands too close."""
+    heights = [y for _, _, y in points]
+    gap = (max(heights) - min(heights)) * 0.055
+    placed: list[tuple[float, float]] = []
+    found: dict[str, float] = {}
+    for name, x, height in sorted(points, key=lambda p: -p[2]):
+        y = height
+        for other_x, other_y in placed:
+            if abs(other_x - x) < near and y > other_y - gap:
+                y = other_y - gap
+        placed.append((x, y))
+        found[name] = y
+    return found
