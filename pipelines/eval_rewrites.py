@@ -14,7 +14,14 @@ from models.protocols import Encoder, ModelInfo, ToxicityScorer
 from models.scorers.judging import Verdict, check_judge, lineage_rankers
 from pipelines.evaluation.fluency import Fluency, load_fluency
 from pipelines.evaluation.folder import EvalFolder, device_in_words
-from pipelines.evaluation.pairs import Pairs, is_folder_of_tamis, read_pairs, system_texts
+from pipelines.evaluation.pairs import (
+    Pairs,
+    SystemTexts,
+    common_rows,
+    is_folder_of_tamis,
+    read_pairs,
+    system_texts,
+)
 from pipelines.evaluation.progress import counting
 from schemas.errors import InputError
 from transforms.detox.checks import normal_form
@@ -55,6 +62,7 @@ class RewritesEvalConfig(BaseModel):
     id_column: str | None = Field(
         None, description="Column of ids to join files and outputs by; default by row."
     )
+    common: bool = Field(False, description="Only the sources every named system was given.")
     limit: int = Field(0, ge=0, description="Only the first so many sources; 0 = all.")
     judge: str = Field("linear", description="Scorer that says what is toxic; never the one that ranked.")
     judge_options: dict[str, Any] = Field(default_factory=dict)
@@ -142,8 +150,8 @@ def run(config: RewritesEvalConfig) -> RewritesResult:
         limit=config.limit,
         options=config.storage_options,
     )
-    texts, missing = _given(config, pairs)
-    verdict = _judge_verdict(config, texts)
+    pairs, texts, missing = _given(config, pairs)
+    verdict = _judge_verdict(config)
     out = EvalFolder(config.output, "rewrites", cache=config.cache, options=config.storage_options)
     scorers = _load(config, out, verdict)
     texts = _built_in(config, out, pairs, scorers) | texts
@@ -188,19 +196,20 @@ def run(config: RewritesEvalConfig) -> RewritesResult:
     return result
 
 
-def _given(config: RewritesEvalConfig, pairs: Pairs) -> tuple[dict[str, list[str]], dict[str, int]]:
-    texts: dict[str, list[str]] = {}
-    missing: dict[str, int] = {}
+def _given(config: RewritesEvalConfig, pairs: Pairs) -> tuple[Pairs, dict[str, list[str]], dict[str, int]]:
+    """The sources, and the named systems' texts for them."""
+    found: dict[str, SystemTexts] = {}
     for name, spec in config.systems.items():
         if name == HUMAN or name in config.built_in:
             raise InputError(f"--system {name}=...: that name is taken by a built-in system")
-        texts[name], missing[name] = system_texts(
-            pairs, spec, id_column=config.id_column, options=config.storage_options
-        )
-    return texts, missing
+        found[name] = system_texts(pairs, spec, id_column=config.id_column, options=config.storage_options)
+    if config.common and found:
+        pairs, found = common_rows(pairs, found)
+    texts = {name: [t or "" for t in s.texts] for name, s in found.items()}
+    return pairs, texts, {name: s.missing for name, s in found.items()}
 
 
-def _judge_verdict(config: RewritesEvalConfig, texts: Mapping[str, Sequence[str]]) -> Verdict:
+def _judge_verdict(config: RewritesEvalConfig) -> Verdict:
     """Whether the judge had a hand in any of the systems: in a detox run's gate and ranking, or in sentence-drop."""
     from models import registry
 

@@ -195,6 +195,9 @@ def rewrites(
     id_column: Annotated[
         str | None, typer.Option(help="Column of ids to join files and outputs by; default by row.")
     ] = None,
+    common: Annotated[
+        bool, typer.Option("--common", help="Only the sources every --system was given.")
+    ] = False,
     limit: Annotated[int, typer.Option(help="Only the first so many sources; 0 = all.", min=0)] = 0,
     against: Annotated[
         str | None, typer.Option(help="System the others are compared with; default the first given.")
@@ -264,6 +267,7 @@ def rewrites(
         human=human,
         references=tuple(reference) if reference else None,
         id_column=id_column,
+        common=common,
         limit=limit,
         judge=judge,
         judge_options=storage(judge_option),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.evaluation.tables import Table
+from pipelines.evaluation.tables import Table, read_table
 from pipelines.report.output import TEXT_ROWS, Output, read_schema
 from schemas.errors import InputError, OutputError
 from transforms.shards.files import Folder
@@ -48,14 +48,15 @@ class JobRows:
     by_key: dict[tuple[str, int], JobRow]
     by_id: dict[str, JobRow]
     rows_in: dict[str, int]
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def align(
         self, table: Table, *, texts: Sequence[str | None], id_column: str | None
     ) -> list[JobRow | None]:
         """What the job left of each row of a table.
 
-        By id where an id column is named; else by row: the table has to hold the same rows as the job's input, in the
-        same order (which is checked by their number, and by the texts the job left alone).
+        By id where an id column is named; else by row, where the table holds as many rows as the job's input; else by
+        text, where the job's input is still there to be read. Texts the job left alone are checked in any case.
 
         Args:
             table: n rows.
@@ -75,15 +76,13 @@ class JobRows:
                 )
         else:
             total = sum(self.rows_in.values())
-            if total != len(table):
-                raise InputError(
-                    f"{self.url} was made from {total:,} rows, {table.source} has {len(table):,}; "
-                    "pass the job's own input, or --id-column"
-                )
             keys = [(shard, i) for shard, n in self.rows_in.items() for i in range(n)]
-            if set(table.shards) == set(self.rows_in):
-                keys = table.keys
-            found = [self.by_key.get(k) for k in keys]
+            if total == len(table):
+                keys = table.keys if set(table.shards) == set(self.rows_in) else keys
+                found = [self.by_key.get(k) for k in keys]
+            else:
+                where = self._places(table)
+                found = [self.by_key.get(where[t]) if t and t in where else None for t in texts]
         for i, (row, text) in enumerate(zip(found, texts, strict=True)):
             if row is not None and row.fate == "kept" and not row.edited and (row.text or "") != (text or ""):
                 raise InputError(
@@ -91,6 +90,26 @@ class JobRows:
                     "pass the job's own input, or --id-column"
                 )
         return found
+
+    def _places(self, table: Table) -> dict[str, tuple[str, int]]:
+        """Where each text stood in the job's input.
+
+        Raises:
+            InputError: The input is gone.
+        """
+        problem = (
+            f"{self.url} was made from {sum(self.rows_in.values()):,} rows, {table.source} has {len(table):,}; "
+            "pass the job's own input, or --id-column"
+        )
+        root = Folder(self.manifest["input"]["root"], **self.options)
+        column = str(self.manifest["input"]["text_column"])
+        places: dict[str, tuple[str, int]] = {}
+        for shard in self.rows_in:
+            if not root.exists(shard):
+                raise InputError(problem)
+            for i, text in enumerate(read_table(root.path(shard), self.options).texts(column)):
+                places.setdefault(text or "", (shard, i))
+        return places
 
 
 def read_job(url: str, *, attribute: str | None = None, options: Mapping[str, Any] | None = None) -> JobRows:
@@ -127,7 +146,7 @@ def read_job(url: str, *, attribute: str | None = None, options: Mapping[str, An
             for row, id_, made in _lost(output, shard, fate, attribute):
                 by_key[shard, row] = made
                 by_id[id_] = made
-    return JobRows(url, manifest, by_key, by_id, rows_in)
+    return JobRows(url, manifest, by_key, by_id, rows_in, dict(options or {}))
 
 
 def is_output(url: str, options: Mapping[str, Any] | None = None) -> bool:

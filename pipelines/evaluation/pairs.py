@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.evaluation.joins import is_output, read_job
@@ -88,9 +88,51 @@ def read_pairs(
     )
 
 
+@dataclass(frozen=True)
+class SystemTexts:
+    """One system's texts for n sources.
+
+    Attributes:
+        texts: None where it has none.
+        known: Whether the system was given each source at all (what it then dropped is known, and has no text).
+    """
+
+    texts: list[str | None]
+    known: list[bool]
+
+    @property
+    def missing(self) -> int:
+        """How many sources it has no text for."""
+        return sum(t is None for t in self.texts)
+
+    def only(self, keep: Sequence[int]) -> SystemTexts:
+        """The same for some of the sources."""
+        return SystemTexts([self.texts[i] for i in keep], [self.known[i] for i in keep])
+
+
+def common_rows(pairs: Pairs, systems: Mapping[str, SystemTexts]) -> tuple[Pairs, dict[str, SystemTexts]]:
+    """Only the sources that every system was given.
+
+    Raises:
+        InputError: There are none.
+    """
+    keep = [i for i in range(len(pairs.sources)) if all(s.known[i] for s in systems.values())]
+    if not keep:
+        raise InputError(
+            f"no source of {pairs.table.source} was given to every system ({', '.join(systems)})"
+        )
+    fewer = replace(
+        pairs,
+        rows=[pairs.rows[i] for i in keep],
+        sources=[pairs.sources[i] for i in keep],
+        references=[pairs.references[i] for i in keep],
+    )
+    return fewer, {name: s.only(keep) for name, s in systems.items()}
+
+
 def system_texts(
     pairs: Pairs, spec: str, *, id_column: str | None, options: Mapping[str, Any] | None = None
-) -> tuple[list[str], int]:
+) -> SystemTexts:
     """One system's texts for the sources.
 
     Args:
@@ -99,22 +141,21 @@ def system_texts(
         id_column: Column of ids to join a file or an output by; by default rows are joined in order.
         options: fsspec options.
 
-    Returns:
-        n texts, empty where the system has none, and how many it has none for.
-
     Raises:
         InputError: It is none of these, or its rows are not the sources'.
     """
     if spec in pairs.table.columns:
         found: list[str | None] = pairs.table.texts(spec)
+        known = [True] * len(found)
     elif is_output(spec, options):
         job = read_job(spec, options=options)
         rows = job.align(pairs.table, texts=pairs.table.texts(pairs.source_column), id_column=id_column)
         found = [None if r is None else r.text for r in rows]
+        known = [r is not None for r in rows]
     else:
         found = _from_file(pairs, spec, id_column, options)
-    mine = [found[i] for i in pairs.rows]
-    return [t or "" for t in mine], sum(t is None for t in mine)
+        known = [t is not None for t in found]
+    return SystemTexts(found, known).only(pairs.rows)
 
 
 def is_folder_of_tamis(spec: str, options: Mapping[str, Any] | None = None) -> bool:

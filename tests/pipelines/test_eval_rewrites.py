@@ -110,6 +110,9 @@ def test_files_are_joined_by_row_or_by_id(tmp_path, parts, pairs):
     result = run(settings.model_copy(update={"id_column": "id"}))
     assert result.missing == {"theirs": 2}
     assert result.measures["theirs"].empty.tolist() == [False, False, True, True, False]
+    common = run(settings.model_copy(update={"id_column": "id", "common": True}))
+    assert common.rows == 3 and common.missing == {"theirs": 0}
+    assert common.measures["theirs"].sim.tolist() == result.measures["theirs"].sim[[0, 1, 4]].tolist()
 
 
 def test_an_output_of_tamis_is_a_system_and_its_input_the_sources(tmp_path, parts):
@@ -128,6 +131,16 @@ def test_an_output_of_tamis_is_a_system_and_its_input_the_sources(tmp_path, part
         config(tmp_path, parts, inputs=(str(source),), systems={"detox": str(made.path)}, built_in=("copy",))
     )
     assert same.systems == result.systems
+    # More rows than the job saw, in another order: joined by text.
+    more = tmp_path / "more.jsonl"
+    lines = [json.dumps({"text": t}) for t in (*reversed(made.before), "the train was not good .")]
+    more.write_text("\n".join(lines))
+    settings = config(
+        tmp_path, parts, inputs=(str(more),), systems={"detox": str(made.path)}, built_in=("copy",)
+    )
+    wide, common = run(settings), run(settings.model_copy(update={"common": True}))
+    assert wide.rows == common.rows + 1 == len(made.before) + 1
+    assert wide.missing["detox"] >= common.missing["detox"] + 1
 
 
 def test_a_judge_that_ranked_is_refused_unless_told_so(tmp_path, parts, pairs):
