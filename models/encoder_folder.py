@@ -25,7 +25,8 @@ from schemas.errors import ModelError
 
 Kind = Literal["query", "document"]
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
-# As sentence-transformers looks for them: the first that the model has.
+# As sentence-transformers looks for them. It takes the first name there is, and since its version 6 every model has
+# an empty `document`, which hides a `passage` prompt; here the first that is not empty is taken.
 PROMPT_NAMES: Mapping[Kind, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
@@ -108,6 +109,8 @@ def read_settings(folder: Path) -> EncoderSettings:
             pooling = _pooling(config)
             size = config.get("embedding_dimension", config.get("word_embedding_dimension"))
             dimension = int(size or 0) * (1 + pooling.count("+"))
+        elif name == "StaticEmbedding":
+            dimension = _width(folder / module["path"] / "model.safetensors")
         elif name == "Dense":
             dimension = int(config.get("out_features") or dimension)
     return EncoderSettings(modules, pooling, "Normalize" in modules, dimension=dimension, **common)
@@ -132,7 +135,7 @@ def describe_encoder(name: str, folder: Path, commit: str = "") -> ModelInfo:
     settings = read_settings(folder)
     extra = {"pooling": settings.pooling, "similarity": settings.similarity, "dimension": settings.dimension}
     chain = _json(folder / "modules.json") or []
-    if not chain or not chain[0].get("path") or (folder / "config.json").is_file():
+    if not chain or (folder / "config.json").is_file():
         return describe_folder("encoder", name, folder, commit, **extra)
     # Older folders keep the transformer in 0_Transformer/, and a static embedding has no config.json at all.
     inner = folder / chain[0]["path"]
@@ -164,6 +167,17 @@ def _pooling(config: Mapping[str, Any]) -> str:
         "lasttoken": "pooling_mode_lasttoken",
     }
     return "+".join(name for name, flag in flags.items() if config.get(flag)) or "mean"
+
+
+def _width(path: Path) -> int:
+    """Columns of the first matrix of a safetensors file, from its header."""
+    if not path.is_file():
+        return 0
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="numpy") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 - no mapping
+    return next((int(shape[1]) for shape in shapes if len(shape) == 2), 0)
 
 
 def _json(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ class SentenceEncoder:
             self._chain.pop()
         self.normalizes = self.settings.normalizes
         if self._by_library:
-            self.limit = int(self.model.max_seq_length or 0)
+            most = self.model.max_seq_length or 0
+            self.limit = int(most) if math.isfinite(most) else 0
         elif not getattr(self.tokenizer, "is_fast", False):
             raise ModelError(f"{info.name} has no fast tokenizer; save a tokenizer.json beside its weights")
         else:

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models import registry, store
+from models.encoder_folder import describe_encoder, read_settings
 from models.protocols import Encoder
 from schemas.errors import ModelError
 from tests.models.tiny_classifier import WORDS, save_settings
+from tests.models.tiny_encoder import PROMPTS, old_layout, save_encoder
 
 SENTENCES = ["the tea was very good", "nice garden", "you are not an idiot , are you ?", "train", "zigzag !"]
-
-
-def save_encoder(folder: Path, *, limit: int = 32) -> Path:
-    """A random two-layer `sentence-transformers` model."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    from transformers import AutoConfig, BertModel
-
-    base = save_settings(folder / "base", limit=limit)
-    torch.manual_seed(3)
-    model = BertModel(AutoConfig.from_pretrained(base))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0)
-    model.save_pretrained(base)
-    words = Transformer(str(base), max_seq_length=limit)
-    parts = [words, Pooling(32, pooling_mode="mean"), Normalize()]
-    SentenceTransformer(modules=parts, device="cpu").save(str(folder / "model"))
-    return folder / "model"
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +87,184 @@ def test_a_model_that_overflows_names_the_text(folder):
 def test_a_folder_without_weights_is_refused_before_work(tmp_path):
     with pytest.raises(ModelError, match="holds no weights"):
         registry.describe("encoder", f"hf:{save_settings(tmp_path / 'bare')}")
+
+
+# ------------------------------------------------------------------------- prompts, pooling, long texts, what was done
+
+
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory):
+    """A model with prompts that compares by inner product and does not normalise."""
+    return save_encoder(
+        tmp_path_factory.mktemp("prompted"), prompts=PROMPTS, normalize=False, similarity="dot", pooling="cls"
+    )
+
+
+def library(folder):
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def test_a_folder_says_how_its_model_wants_to_be_used(prompted, folder):
+    settings = read_settings(prompted)
+    assert (settings.pooling, settings.normalizes, settings.similarity) == ("cls", False, "dot")
+    assert settings.prompt("query") == PROMPTS["query"]
+    assert settings.prompt("document") == PROMPTS["passage"]  # there is no `document`
+    assert settings.prompt("document", "query") == PROMPTS["query"]
+    assert settings.prompt("document", "query", "") == ""
+    with pytest.raises(ModelError, match=r"no prompt 'web'.*passage, query"):
+        settings.prompt("query", "web")
+    plain = read_settings(folder)
+    assert (plain.pooling, plain.normalizes, plain.dimension, plain.prompt("query")) == ("mean", True, 32, "")
+    assert describe_encoder("hf:x", prompted).extra["pooling"] == "cls"
+
+
+def test_pooling_of_older_folders_is_understood(tmp_path):
+    assert read_settings(old_layout(save_encoder(tmp_path, pooling="lasttoken"))).pooling == "lasttoken"
+
+
+def test_prompts_and_raw_vectors_are_the_librarys(prompted):
+    encoder = registry.load("encoder", f"hf:{prompted}")
+    theirs = library(prompted)
+    for kind, name in (("query", "query"), ("document", "passage")):
+        ours = encoder.embed(SENTENCES, prompt=encoder.settings.prompt(kind), kind=kind)
+        np.testing.assert_allclose(ours.vectors, theirs.encode(SENTENCES, prompt_name=name), atol=1e-5)
+        np.testing.assert_allclose(ours.norms, np.linalg.norm(ours.vectors, axis=1), rtol=1e-6)
+        assert ours.norms.std() > 0 and not ours.truncated.any()
+
+
+def test_a_prompt_can_be_kept_out_of_the_pool(tmp_path):
+    model = save_encoder(tmp_path, prompts=PROMPTS, include_prompt=False)
+    encoder = registry.load("encoder", f"hf:{model}")
+    expected = library(model).encode_query(SENTENCES)
+    ours = encoder.embed(SENTENCES, prompt=PROMPTS["query"], kind="query").vectors
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    whole = registry.load("encoder", f"hf:{save_encoder(tmp_path / 'whole', prompts=PROMPTS)}")
+    assert np.abs(ours - whole.embed(SENTENCES, prompt=PROMPTS["query"]).vectors).max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"])
+def test_pooling_can_be_set(folder, encoder, mode, tmp_path):
+    other = registry.load("encoder", f"hf:{folder}", pooling=mode)
+    expected = library(save_encoder(tmp_path, pooling=mode)).encode(SENTENCES)
+    np.testing.assert_allclose(other.embed(SENTENCES).vectors, expected, atol=1e-6)
+    assert other.variant != encoder.variant
+
+
+def test_no_such_pooling_is_said(folder):
+    with pytest.raises(ModelError, match="no pooling 'median'; choose one of: mean, cls"):
+        registry.load("encoder", f"hf:{folder}", pooling="median")
+
+
+def test_dense_layers_are_computed_and_dimensions_cut_before_normalising(tmp_path):
+    model = save_encoder(tmp_path, dense=24)
+    encoder = registry.load("encoder", f"hf:{model}")
+    assert encoder.dimension == read_settings(model).dimension == 24
+    whole = encoder.embed(SENTENCES).vectors
+    np.testing.assert_allclose(whole, library(model).encode(SENTENCES), atol=1e-6)
+    short = encoder.embed(SENTENCES, dimensions=8).vectors
+    cut = whole[:, :8]
+    np.testing.assert_allclose(short, cut / np.linalg.norm(cut, axis=1, keepdims=True), atol=1e-6)
+    with pytest.raises(ModelError, match="24 dimensions, not 25"):
+        encoder.embed(SENTENCES, dimensions=25)
+
+
+def test_truncating_is_what_the_library_does_and_is_reported(folder, encoder):
+    long = " ".join(WORDS[i % 20] for i in range(90))
+    done = encoder.embed([long, "nice tea"], long="truncate")
+    np.testing.assert_allclose(done.vectors, library(folder).encode([long, "nice tea"]), atol=1e-6)
+    assert done.truncated.tolist() == [True, False] and done.windows.tolist() == [1, 1]
+    assert done.tokens.tolist() == [92, 4]
+    whole = encoder.embed([long, "nice tea"], long="mean")
+    assert whole.truncated.tolist() == [False, False] and whole.windows.tolist() == [3, 1]
+    assert whole.tokens.tolist() == [92, 4]
+    assert float(whole.vectors[0] @ done.vectors[0]) < 0.9999
+
+
+def test_every_window_of_a_long_text_stands_behind_the_prompt(folder, encoder):
+    prompt = "the tea . "  # three tokens: windows hold 32 - 2 - 3 - 2 more
+    words = [WORDS[i % 20] for i in range(50)]
+    done = encoder.embed([" ".join(words)], prompt=prompt)
+    parts = encoder.embed([" ".join(words[:25]), " ".join(words[25:])], prompt=prompt).vectors
+    assert done.windows.tolist() == [2]
+    mean = parts.mean(axis=0)
+    np.testing.assert_allclose(done.vectors[0], mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_a_prompt_that_fills_the_model_is_refused(encoder):
+    with pytest.raises(ModelError, match="leaves no room for text"):
+        encoder.embed(["tea " * 40], prompt="the " * 30)
+
+
+def test_a_book_in_one_row_is_embedded_in_parts(encoder, monkeypatch):
+    from models import encoder_text
+
+    text = " ".join(WORDS[i % 20] for i in range(600))
+    expected = encoder.embed([text, "tea"])
+    monkeypatch.setattr(encoder_text, "PART_CHARACTERS", 1000)
+    parts = encoder.embed([text, "tea"])
+    assert parts.tokens[0] == pytest.approx(expected.tokens[0], abs=6)  # a word cut in two has other pieces
+    assert float(parts.vectors[0] @ expected.vectors[0]) > 0.99
+    np.testing.assert_array_equal(parts.vectors[1], expected.vectors[1])
+    assert encoder.embed([text], long="truncate").truncated.tolist() == [True]
+
+
+def test_a_model_the_library_must_run_gives_the_librarys_vectors(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    base = save_settings(tmp_path / "base", limit=32)
+    rng = np.random.default_rng(0)
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    weights = rng.standard_normal((tokenizer.get_vocab_size(), 16)).astype(np.float32)
+    module = StaticEmbedding(tokenizer, embedding_weights=weights)
+    SentenceTransformer(modules=[module], device="cpu").save(str(tmp_path / "static"))
+    encoder = registry.load("encoder", f"hf:{tmp_path / 'static'}")
+    done = encoder.embed(SENTENCES)
+    np.testing.assert_allclose(done.vectors, library(tmp_path / "static").encode(SENTENCES), atol=1e-6)
+    assert encoder.dimension == 16 and done.tokens.tolist() == [0] * 5
+
+
+def test_a_folder_may_keep_its_transformer_below(tmp_path):
+    import json
+
+    model = save_encoder(tmp_path)
+    inner = model / "0_Transformer"
+    inner.mkdir()
+    chain = json.loads((model / "modules.json").read_text())
+    chain[0]["path"] = inner.name
+    (model / "modules.json").write_text(json.dumps(chain))
+    names = {"config.json", "model.safetensors", "sentence_bert_config.json"}
+    for file in model.iterdir():
+        if file.name in names or file.name.startswith("tokenizer") or file.name == "vocab.txt":
+            file.rename(inner / file.name)
+    encoder = registry.load("encoder", f"hf:{model}")
+    assert len(encoder.info.revision) == 16 and encoder.settings.dimension == 32
+    assert encoder.encode(SENTENCES).shape == (5, 32)
+
+
+@pytest.mark.models
+def test_minilm_equals_sentence_transformers_alone_and_in_company():
+    if not store.available("minilm"):
+        pytest.skip("run: tamis models pull minilm")
+    minilm = registry.load("encoder", "minilm")
+    texts = [
+        "Statins lower cholesterol.",
+        "Der Hund schläft auf dem Sofa.",
+        "東京は日本の首都です。",
+        "🙂 ok",
+        "one word",
+        "The trial enrolled 412 adults over two years, and " * 4,
+        "Long text about gardens, trains and tea. " * 60,
+    ]
+    theirs = library(store.path("minilm")).encode(texts)
+    together = minilm.embed(texts, long="truncate")
+    np.testing.assert_allclose(together.vectors, theirs, atol=1e-6)
+    assert together.truncated.tolist() == [False] * 6 + [True]
+    for i, text in enumerate(texts):
+        np.testing.assert_array_equal(minilm.embed([text], long="truncate").vectors[0], together.vectors[i])
 
 
 @pytest.mark.models
