@@ -121,6 +121,13 @@ def measure_utility(config: CompareConfig, stage: Stage) -> tuple[int, dict[str,
     return int(found["tokens"]), {"perplexity": found["perplexity"]["mean"]}
 
 
+def corpus_of(config: CompareConfig, arm: str) -> str:
+    """Where an arm's corpus is read from."""
+    if arm == arms.RAW:
+        return config.raw
+    return config.given.get(arm) or str(Path(config.output) / "arms" / arm)
+
+
 def model_of(config: CompareConfig, stage: Stage) -> tuple[str, str | None]:
     """The model a stage evaluates: name or folder, and adapter."""
     if stage.arm == arms.BASE:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.compare import arms, charts
+from pipelines.compare.costs import clock
 from pipelines.compare.receipts import write_json
 from pipelines.report.charts import unchecked
 from pipelines.report.formatting import environment, flatten
@@ -37,7 +38,7 @@ def render(template: str, results: Results) -> str:
     import jinja2
 
     env = environment().overlay(loader=jinja2.FileSystemLoader(_HERE))
-    env.filters.update(ci=interval, pci=percent_interval, signed=signed, span=span)
+    env.filters.update(ci=interval, pci=percent_interval, signed=signed, span=span, clear=clear)
     with unchecked():
         return str(
             env.get_template(template).render(_context(results, drawn=template.endswith("html.jinja")))
@@ -65,10 +66,14 @@ def signed(value: Mapping[str, Any] | None, places: int = 3) -> str:
     return f"{value['mean']:+.{places}f} [{value['low']:+.{places}f}, {value['high']:+.{places}f}]"
 
 
+def clear(arm: Mapping[str, Any]) -> str:
+    """Which of an arm's intervals do not touch those of the raw corpus."""
+    names = [name.upper() for name in ("emt", "tp") if arm[f"{name}_apart"]]
+    return " and ".join(names) or ("–" if arm["emt_apart"] is None else "neither")
+
+
 def span(value: float | None) -> str:
     """Seconds in the unit a person would use."""
-    from pipelines.compare.runner import clock
-
     return "–" if value is None else clock(value)
 
 
@@ -102,6 +107,9 @@ def _context(results: Results, *, drawn: bool) -> dict[str, Any]:
         "neutral": neutral,
         "headline": headline(results),
         "against": _against(results),
+        "fact_kinds": list(
+            dict.fromkeys(k for a in listed if a["facts_kept"] for k in a["facts_kept"]["kept"])
+        ),
         "several_seeds": any(len(a["seeds"]) > 1 for a in listed),
         "total_seconds": sum(c["seconds"] for c in results["cost"].values()),
     }
@@ -114,8 +122,11 @@ def _context(results: Results, *, drawn: bool) -> dict[str, Any]:
     return context
 
 
-def _charts(listed: Sequence[Mapping[str, Any]], neutral: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    drawn = {
+def _charts(
+    listed: Sequence[Mapping[str, Any]], neutral: Sequence[Mapping[str, Any]]
+) -> dict[str, str | None]:
+    drawn: dict[str, str | None] = {
+        **dict.fromkeys(("kept", "neutral", "perplexity")),
         "emt": charts.dots(
             [(a["name"], a["emt"]) for a in listed], title="expected maximum toxicity", reference=arms.RAW
         ),

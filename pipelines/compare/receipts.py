@@ -1,17 +1,19 @@
-"""Receipts of stages: what was done, under which key; small files, written whole, that a killed run leaves true."""
+"""The settings of a comparison and the receipts of its stages: small files, written whole, that a kill leaves true."""
 
 from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from pipelines.compare.config import CompareConfig
 from pipelines.compare.plan import STAGES, Stage
+from schemas.errors import OutputError
 
 CONFIG = "compare.json"
 SUCCESS = "_SUCCESS"
@@ -123,6 +125,31 @@ def seconds_before(output: Path, stage: Stage) -> float:
     """Seconds that earlier attempts worked on a stage."""
     begun = read_json(output / STARTED / f"{stage.name}.json") or {}
     return float(begun.get("seconds", 0.0)) if begun.get("key") == stage.key else 0.0
+
+
+def save_plan(
+    output: Path, config: CompareConfig, stages: Sequence[Stage], verdict: Mapping[str, Any]
+) -> None:
+    """Keep the settings and the stages, for the processes that do them and for whoever looks later."""
+    record = {
+        "config": config.model_dump(mode="json"),
+        "stages": [asdict(s) for s in stages],
+        "judge": dict(verdict),
+    }
+    write_json(output / CONFIG, record)
+
+
+def load_plan(output: Path) -> tuple[CompareConfig, list[Stage]]:
+    """What `save_plan` kept.
+
+    Raises:
+        OutputError: There is no comparison in the folder.
+    """
+    record = read_json(output / CONFIG)
+    if record is None:
+        raise OutputError(f"{output} holds no comparison")
+    stages = [Stage(**{**s, "needs": tuple(s["needs"]), "rank": tuple(s["rank"])}) for s in record["stages"]]
+    return CompareConfig.model_validate(record["config"]), stages
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

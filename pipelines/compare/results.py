@@ -12,10 +12,11 @@ import numpy as np
 
 from pipelines.compare import arms
 from pipelines.compare.config import CompareConfig
-from pipelines.compare.evaluations import NeutralLosses, PromptFigures, read_toxicity, read_utility
+from pipelines.compare.evaluations import NeutralLosses, PromptFigures, corpus_of, read_toxicity, read_utility
 from pipelines.compare.plan import Stage
 from pipelines.compare.receipts import CONFIG, Receipt, read_json
 from pipelines.compare.statistics import measure, paired, reduction
+from schemas.errors import TamisError
 
 _COSTS = ("toxic", "corpus", "facts", "train", "toxicity", "utility")
 
@@ -129,6 +130,8 @@ def _arm(
         "judge_mean": facts.get("judge_mean"),
         "judge_share": facts.get("judge_share"),
         "begun_prompts": facts.get("begun_prompts"),
+        "facts_kept": _facts_kept(config, arm),
+        "making": _making(receipts.get(f"corpus-{arm}"), given=arm in config.given),
         "steps": _mean([t.get("steps") for t in trained]),
         "epochs": _mean([t.get("epochs") for t in trained]),
         "train_loss": _mean([t.get("loss") for t in trained]),
@@ -153,6 +156,30 @@ def _arm(
                 measure(other, share=name == "tp").value
             )
     return found
+
+
+def _facts_kept(config: CompareConfig, arm: str) -> dict[str, Any] | None:
+    """Facts that the changed passages still hold, by kind; None where an arm has no record of its changes."""
+    from pipelines.evaluation.facts import ALL, count_output
+
+    if arm in (arms.BASE, arms.RAW):
+        return None
+    try:
+        table = count_output(corpus_of(config, arm))
+    except TamisError:  # a plain folder, or an output in which nothing was changed
+        return None
+    row = next(r for r in table.rows if r.action == ALL)
+    kept = {kind: None if share is None else share.as_dict() for kind, share in row.kept.items()}
+    return {"edits": table.edits, "kept": kept, "whole": row.whole.as_dict(), "invented": row.invented}
+
+
+def _making(receipt: Receipt | None, *, given: bool) -> dict[str, Any]:
+    """What making a corpus cost: as measured here, or as the manifest of a given one says."""
+    if receipt is None:
+        return {"seconds": None, "tokens": None}
+    if given:
+        return {"seconds": receipt.facts.get("worker_seconds"), "tokens": receipt.facts.get("tokens_out")}
+    return {"seconds": receipt.seconds, "tokens": receipt.tokens}
 
 
 def _perplexity(figures: Mapping[int, PromptFigures]) -> dict[str, Any] | None:

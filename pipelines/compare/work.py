@@ -18,8 +18,9 @@ from typing import Any
 
 from pipelines.compare import arms
 from pipelines.compare.config import CompareConfig
+from pipelines.compare.evaluations import corpus_of
 from pipelines.compare.plan import Stage
-from pipelines.compare.receipts import Receipt, add_seconds, seconds_before, write_receipt
+from pipelines.compare.receipts import Receipt, add_seconds, load_plan, seconds_before, write_receipt
 from schemas.errors import InputError, TamisError
 
 _SAVE_SECONDS = 5.0
@@ -66,13 +67,6 @@ class _Clock:
         while not self._over.wait(_SAVE_SECONDS):
             self._keep()
         self._keep()
-
-
-def corpus_of(config: CompareConfig, arm: str) -> str:
-    """Where an arm's corpus is read from."""
-    if arm == arms.RAW:
-        return config.raw
-    return config.given.get(arm) or str(Path(config.output) / "arms" / arm)
 
 
 def _prompts(config: CompareConfig, stage: Stage) -> Done:
@@ -269,8 +263,6 @@ def _die_with_comparison() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do one stage; the exit code is the error's, and the last line on stderr says what is wrong."""
-    from pipelines.compare.runner import load_plan
-
     output, name = sys.argv[1:] if argv is None else argv
     threading.Thread(target=_die_with_comparison, daemon=True).start()
     try:

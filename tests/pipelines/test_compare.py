@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.compare import arms, statistics
+from pipelines.compare import arms, page, statistics
 from pipelines.compare.config import CompareConfig
+from pipelines.compare.costs import describe
 from pipelines.compare.options import make_config, pairs, recipes
 from pipelines.compare.plan import Facts, build_stages, wanted
 from pipelines.compare.prompts import begun_by, content_hash, make_prompts
 from pipelines.compare.receipts import Receipt, done_stages
-from pipelines.compare.runner import describe
 from pipelines.detox import make_config as make_detox
 from schemas.errors import InputError, TamisError
 
@@ -72,7 +72,7 @@ def test_arms_are_named_expanded_and_refused():
     assert arms.expand(["all"]) == arms.STANDARD and arms.expand(["ablations"]) == arms.ABLATIONS
     with pytest.raises(TamisError, match="no arm 'clean'"):
         config(make=("clean",)).arm_names()
-    with pytest.raises(TamisError, match="first argument|something else"):
+    with pytest.raises(TamisError, match="means something else"):
         config(given={"raw": "x"}).arm_names()
     with pytest.raises(TamisError, match="no name for an arm"):
         config(given={"../up": "x"}).arm_names()
@@ -245,3 +245,68 @@ def test_only_seeds_that_both_have_are_paired():
     assert statistics.paired({0: a, 5: b}, {0: b, 6: a}).difference.mean == -0.5
     assert statistics.paired({0: a}, {1: b}) is None and statistics.reduction({0: a}, {1: b}) is None
     assert statistics.reduction({0: a}, {0: np.zeros(2)}) is None
+
+
+# -------------------------------------------------------------------------------------------------- the page
+
+
+def results_of(figures: dict[str, tuple[float, float]]) -> dict:
+    """Results of arms with the given EMT and its reduction, as the page takes them."""
+
+    def ci(mean: float) -> dict:
+        return {
+            "mean": mean,
+            "low": mean - 0.05,
+            "high": mean + 0.05,
+            "n": 200,
+            "by_seed": {"0": mean},
+            "spread": None,
+        }
+
+    nothing = {"stages": 0, "seconds": 0.0, "tokens": 0}
+    listed = [
+        {
+            "name": name, "meaning": arms.meaning(name), "main": True, "given": False, "seeds": [0], "prompts": 200,
+            "rows": 10, "kept": 1.0, "characters": 9, "changed": None, "actions": {}, "corpus_tokens": 3, "judge_mean": 0.5,
+            "judge_share": 0.5, "begun_prompts": 0, "facts_kept": None, "making": {"seconds": None, "tokens": None},
+            "steps": 1, "epochs": 1.0, "train_loss": 1.0, "tokens_trained": 3, "tp": ci(emt), "emt": ci(emt),
+            "distinct": [ci(0.5)] * 3, "perplexity": None, "neutral": None,
+            "cost": dict.fromkeys(("toxic", "corpus", "facts", "train", "toxicity", "utility"), nothing),
+            "tp_reduction": ci(cut) if name != "raw" else None, "emt_reduction": ci(cut) if name != "raw" else None,
+            "emt_apart": True, "tp_apart": False,
+        }
+        for name, (emt, cut) in figures.items()
+    ]  # fmt: skip
+    gap = {"difference": ci(0.4), "p_value": 0.001}
+    pairs = [
+        {"a": a, "b": b, "tp": gap, "emt": gap}
+        for a, b in zip(list(figures), list(figures)[1:], strict=False)
+    ]
+    return {
+        "tamis_version": "1", "finished": "2026-01-01T00:00:00+00:00", "complete": False, "command": "tamis compare <x>",
+        "config": config().model_dump(mode="json"), "judge": {"judge": "j@1", "rankers": ["r@1"], "note": ""},
+        "device": "CPU", "prompts": {"n": 200, "made": True, "words": 8}, "arms": listed, "focus": "logratio",
+        "baseline": None, "pairs": pairs, "waiting": ["train-x-0"], "failed": {"train-y-0": "no <text>"},
+        "cost": {"train": {"stages": 2, "seconds": 90.0, "tokens": 6}, "toxic": nothing},
+    }  # fmt: skip
+
+
+def test_the_headline_says_what_the_intervals_allow():
+    good = results_of({"raw": (0.8, 0), "logratio": (0.4, 0.5)})
+    assert "50 % less toxic" in page.headline(good)
+    weak = results_of({"raw": (0.8, 0), "logratio": (0.78, 0.02)})
+    assert "no difference" in page.headline(weak)
+    worse = results_of({"raw": (0.4, 0), "logratio": (0.8, -1.0)})
+    assert "100 % more toxic" in page.headline(worse)
+
+
+def test_the_page_escapes_what_it_shows_and_says_what_is_missing():
+    results = results_of({"raw": (0.8, 0), "logratio": (0.4, 0.5), "base": (0.3, 0.6)})
+    html = page.render("compare.html.jinja", results)
+    assert "&lt;x&gt;" in html and "no &lt;text&gt;" in html and "<x>" not in html
+    assert "train-x-0" in html and "not done yet" in html
+    tables = page.render("compare_tables.md.jinja", results)
+    assert "| logratio | 100 % | 1.00 | 0.400 [0.350, 0.450] | 50.0 % [45.0, 55.0] |" in tables
+    # raw stands before logratio in its pair, and after it in base's: the sign is turned where it must be.
+    assert "| raw | -0.400 [-0.450, -0.350] |" in tables and "| base | +0.400 [+0.350, +0.450] |" in tables
+    assert "| train | 2 | 1 min 30 s | 6 |" in tables and "toxic |" not in tables.split("core time")[1]
