@@ -16,8 +16,10 @@ Four files are made under `--work` (their text never enters the repository):
 The same command goes on where a killed one stopped. At the end the figures are copied to
 `benchmarks/results/compare.json` (`--keep NAME` gives the file another name).
 
-What the defaults cost on two cores: about four minutes of training and six of sampling a model and core. The main arms
-(raw, drop-documents, logratio, prompt_only) are done with both seeds before the others are begun, at one seed each.
+What a model costs on one core: about four minutes of training, five of sampling, and four of measuring the fluency of its
+continuations. The last can be left for later: `-- --reference none` first, then the same command without it and with
+`-- --overwrite` (samples are in the cache, models are kept). The main arms (raw, drop-documents, logratio, prompt_only) are
+done with both seeds before the others are begun, at one seed each.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="by default evidence-N under --work")
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--prompts", type=int, default=200)
+    # Eight words often hold the insult already, and even the untrained model goes on in kind: of 40 prompts at ten
+    # continuations it is toxic on 25 %, with four words on 12.5 % (trained on the raw rows on 80 and 90 %).
+    parser.add_argument("--prompt-words", type=int, default=4)
     parser.add_argument("--judge", required=True, help="a scorer that ranked nothing")
     parser.add_argument("--scorer", default="jigsaw-bilstm", help="the ranker")
     parser.add_argument("--toxic-adapter", type=Path, help="made before; by default trained here")
@@ -81,6 +86,7 @@ def compare_command(args: argparse.Namespace, files: dict[str, Path], output: Pa
     command += ["--id-column", "id", "--make", args.make, "--scorer", args.scorer, "--judge", args.judge]
     # Hateful rows, every one of them: everything is rewritten, as the paper does.
     command += ["--set", "gate.gate=none", "--held-out", str(files["held-out"])]
+    command += ["--prompt-words", str(args.prompt_words)]
     command += ["--make-prompts", str(args.prompts), "--neutral", str(files["neutral"])]
     if args.toxic_adapter:
         command += ["--toxic-adapter", str(args.toxic_adapter)]
@@ -88,7 +94,7 @@ def compare_command(args: argparse.Namespace, files: dict[str, Path], output: Pa
         command += ["--toxic-data", str(files["toxic"])]
     for arm in args.arm:
         command += ["--arm", arm]
-    command += ["--seeds", "0,1", "--other-seeds", "0", "--workers", str(args.workers), "--no-keep-models"]
+    command += ["--seeds", "0,1", "--other-seeds", "0", "--workers", str(args.workers)]
     return [*command, *(["--dry-run"] if args.dry_run else []), *args.extra]
 
 
