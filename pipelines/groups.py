@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.training.groups import DrawPolicy
 from pipelines.retrieval.folder import TableFolder, input_fingerprints
+from pipelines.retrieval.inputs import read_all
 from schemas.errors import InputError
 from schemas.groups import DROPPED_SCHEMA, GROUP_SCHEMA, MASK_SCHEMA, REJECTED_SCHEMA
-from transforms.retrieval import formats
 from transforms.retrieval.collection import RetrievalData, document_ids, frame, pick_documents
-from transforms.retrieval.formats.base import ImportOptions
 from transforms.retrieval.groups import (
     RANDOM,
     GroupShard,
@@ -136,7 +134,15 @@ def run(config: GroupsConfig, *, dry_run: bool = False) -> GroupsResult:
     )
     if not dry_run and (manifest := out.finished) is not None:
         return GroupsResult(config.output, "already finished", manifest)
-    data = _read(config)
+    data = read_all(
+        config.judgments,
+        pools=config.pools,
+        corpus=config.corpus,
+        queries=config.queries,
+        splits=config.splits,
+        corpus_source=config.corpus_source,
+        options=config.storage_options,
+    )
     labels, pool = data.labels(), frame(data.pool)
     chosen = LabelFilter(
         config.label_source, config.annotators, config.signals, config.target_models, config.splits
@@ -176,43 +182,6 @@ def run(config: GroupsConfig, *, dry_run: bool = False) -> GroupsResult:
     if dry_run:
         return GroupsResult(config.output, "planned", {"totals": totals, **facts})
     return GroupsResult(config.output, "finished", out.finish(totals, **facts))
-
-
-def _read(config: GroupsConfig) -> RetrievalData:
-    """All collections as one."""
-    from transforms.retrieval.texts import open_documents, read_queries
-
-    options = ImportOptions(splits=config.splits, corpus_source=config.corpus_source)
-    parts = [formats.read(url, options, storage=config.storage_options)[0] for url in config.judgments]
-    pools = [formats.read(url, storage=config.storage_options)[0] for url in config.pools]
-    for url, part in zip(config.pools, pools, strict=True):
-        if not part.pool.num_rows:
-            raise InputError(
-                f"--pool {url} holds no candidates (columns query_id, doc_id, source, rank, score)"
-            )
-    data = RetrievalData(
-        judgments=pa.concat_tables([p.judgments for p in parts], promote_options="default"),
-        pool=pa.concat_tables([p.pool for p in (*parts, *pools)]),
-        notes=[n for p in (*parts, *pools) for n in p.notes],
-        dead=[d for p in (*parts, *pools) for d in p.dead],
-    )
-    if data.dead:
-        data.notes.append(
-            f"{len(data.dead):,} lines could not be read, the first {data.dead[0].file}, line {data.dead[0].line} "
-            f"({data.dead[0].error})"
-        )
-    if config.queries is not None:
-        data.queries = read_queries(config.queries, config.storage_options)
-    else:
-        found = frame(pa.concat_tables([p.queries for p in parts])).unique(
-            "query_id", keep="first", maintain_order=True
-        )
-        data.queries = found.to_arrow().cast(parts[0].queries.schema)
-    if config.corpus is not None:
-        data.documents = open_documents(config.corpus, config.storage_options)
-    else:
-        data.documents = next((p.documents for p in parts if p.documents is not None), None)
-    return data
 
 
 def _mining(config: GroupsConfig) -> MiningRules:

@@ -27,6 +27,15 @@ def register(app: typer.Typer) -> None:
         epilog="Example: tamis judgments import beir/nfcorpus -o labels/     "
         "tamis judgments import judged.qrels --annotator nist -o labels/",
     )(import_)
+    judgments_app.command(
+        "export",
+        epilog="Example: tamis judgments export labels/ --format trec-qrels -o qrels/     "
+        "tamis judgments export labels/ --pool bm25.run --format sentence-transformers --layout triplet -o st/",
+    )(export)
+    judgments_app.command(
+        "agree",
+        epilog="Example: tamis judgments agree llm/ human/ --run bm25=bm25.run --run dense=dense.run -o agreement/",
+    )(agree)
     app.command(
         "groups",
         epilog="Example: tamis groups labels/ --pool bm25.run --relative-margin 0.05 -o groups/",
@@ -45,11 +54,19 @@ def import_(
         ),
     ] = None,
     label_source: Annotated[
-        str, typer.Option(help="human or llm, where the source does not say.", rich_help_panel="Labels")
-    ] = "human",
+        str | None,
+        typer.Option(
+            help="human or llm, where the source does not say; default human (a teacher's scores: llm).",
+            rich_help_panel="Labels",
+            show_default=False,
+        ),
+    ] = None,
     annotator: Annotated[
-        str, typer.Option(help="Who judged, where the source does not say.", rich_help_panel="Labels")
-    ] = "human",
+        str | None,
+        typer.Option(
+            help="Who judged, where the source does not say.", rich_help_panel="Labels", show_default=False
+        ),
+    ] = None,
     signal: Annotated[
         str | None,
         typer.Option(
@@ -104,6 +121,195 @@ def import_(
         storage_options=storage(storage_option),
     )
     job.print_result(job.run(config))
+
+
+def export(
+    source: Annotated[list[str], typer.Argument(help="Collections of any format.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="beir, trec-qrels, trec-run, tevatron, tevatron-v2, sentence-transformers, flagembedding, pylate, datasets."
+        ),
+    ],
+    output: Output,
+    corpus: Annotated[
+        str | None, typer.Option(help="Documents; default those of the collection.", show_default=False)
+    ] = None,
+    queries: Annotated[
+        str | None, typer.Option(help="Queries; default those of the collection.", show_default=False)
+    ] = None,
+    pool: Annotated[
+        list[str] | None, typer.Option(help="Candidates: a pool, or a TREC run. May be repeated.")
+    ] = None,
+    source_: Annotated[
+        str | None,
+        typer.Option(
+            "--source", help="Which copy of the documents, where there are several.", show_default=False
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Split of labels that have none.", rich_help_panel="Format")
+    ] = "test",
+    negatives: Annotated[
+        int | None,
+        typer.Option(
+            help="Negatives a row; default all.", min=1, rich_help_panel="Format", show_default=False
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="sentence-transformers: pair, triplet, n-tuple, labeled-pair, labeled-list.",
+            rich_help_panel="Format",
+            show_default=False,
+        ),
+    ] = None,
+    positive_from: Annotated[
+        int, typer.Option(help="Least grade of a positive.", rich_help_panel="Labels")
+    ] = 1,
+    positive_value: Annotated[
+        float,
+        typer.Option(help="Labels that are a value are positive above this.", rich_help_panel="Labels"),
+    ] = 0.0,
+    positive_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Labels that are a rank are positive up to this.",
+            rich_help_panel="Labels",
+            show_default=False,
+        ),
+    ] = None,
+    unify: Annotated[
+        str,
+        typer.Option(
+            help="How labels of several annotators merge: apart (an error), max, majority, prefer_human.",
+            rich_help_panel="Labels",
+        ),
+    ] = "apart",
+    across_targets: Annotated[
+        bool,
+        typer.Option(
+            "--across-targets", help="Also merge labels of different target models.", rich_help_panel="Labels"
+        ),
+    ] = False,
+    label_source: Annotated[
+        str | None,
+        typer.Option(help="Only human, or only llm labels.", rich_help_panel="Labels", show_default=False),
+    ] = None,
+    annotator: Annotated[
+        list[str] | None, typer.Option(help="Only labels of this annotator.", rich_help_panel="Labels")
+    ] = None,
+    signal: Annotated[
+        list[str] | None, typer.Option(help="Only this signal.", rich_help_panel="Labels")
+    ] = None,
+    target_model: Annotated[
+        list[str] | None,
+        typer.Option(help="Only labels for this reader; `agnostic`: for any.", rich_help_panel="Labels"),
+    ] = None,
+    only_split: Annotated[
+        list[str] | None, typer.Option(help="Only labels of this split.", rich_help_panel="Labels")
+    ] = None,
+    overwrite: Overwrite = False,
+    storage_option: Storage = None,
+) -> None:
+    """Write labels in another tool's format, and say what it has no place for."""
+    from pipelines import judgments_export as job
+
+    config = job.ExportConfig(
+        source=tuple(source),
+        output=output,
+        format=format,
+        pools=tuple(pool or ()),
+        corpus=corpus,
+        queries=queries,
+        corpus_source=source_,
+        label_source=label_source,
+        annotators=tuple(annotator or ()),
+        signals=tuple(signal or ()),
+        target_models=tuple(target_model or ()),
+        splits=tuple(only_split or ()),
+        unify=unify.replace("-", "_"),
+        across_targets=across_targets,
+        positive_from=positive_from,
+        positive_value=positive_value,
+        positive_rank=positive_rank,
+        split=split,
+        negatives=negatives,
+        layout=layout,
+        overwrite=overwrite,
+        storage_options=storage(storage_option),
+    )
+    job.print_result(job.run(config))
+
+
+def agree(
+    a: Annotated[str, typer.Argument(help="Labels to look at: each annotator and signal by itself.")],
+    b: Annotated[str, typer.Argument(help="Labels to compare with (human).")],
+    output: Output,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(help="A ranking to score with both labels: FILE or NAME=FILE. May be repeated."),
+    ] = None,
+    measure: Annotated[str, typer.Option(help="As ir-measures writes it: nDCG@10, RR@10, AP.")] = "nDCG@10",
+    positive_from: Annotated[int, typer.Option(help="Least grade of a positive of A.")] = 1,
+    positive_from_b: Annotated[
+        int | None, typer.Option(help="Least grade of a positive of B; default as A's.", show_default=False)
+    ] = None,
+    positive_value: Annotated[
+        float, typer.Option(help="Labels that are a value are positive above this.")
+    ] = 0.0,
+    positive_rank: Annotated[
+        int | None,
+        typer.Option(help="Labels that are a rank are positive up to this.", show_default=False),
+    ] = None,
+    unjudged: Annotated[
+        str,
+        typer.Option(
+            help="Pairs B did not judge: skip; negative; auto: negative where B lists positives only."
+        ),
+    ] = "auto",
+    unify_b: Annotated[
+        str,
+        typer.Option(
+            help="How several annotators of B merge: apart (an error), max, majority, prefer_human."
+        ),
+    ] = "apart",
+    annotator: Annotated[list[str] | None, typer.Option(help="Only this annotator of A.")] = None,
+    signal: Annotated[list[str] | None, typer.Option(help="Only this signal of A.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only this split of B.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.", rich_help_panel="Running")] = 0,
+    draws: Annotated[
+        int, typer.Option(help="Bootstrap resamples.", min=100, rich_help_panel="Running")
+    ] = 2000,
+    storage_option: Storage = None,
+) -> None:
+    """Say how far labels agree: precision, recall, kappa, AUC by annotator and cut-off, and what runs make of both."""
+    from pathlib import PurePosixPath
+
+    from pipelines import judgments_agree as job
+    from pipelines.commands.eval_quality import named
+
+    pairs = [r if "=" in r else f"{PurePosixPath(r).name.rpartition('.')[0] or r}={r}" for r in run or []]
+    config = job.AgreeConfig(
+        a=a,
+        b=b,
+        output=output,
+        runs=named(pairs, "--run"),
+        measure=measure,
+        positive_from=positive_from,
+        positive_from_b=positive_from_b,
+        positive_value=positive_value,
+        positive_rank=positive_rank,
+        unjudged=unjudged,
+        unify_b=unify_b.replace("-", "_"),
+        annotators=tuple(annotator or ()),
+        signals=tuple(signal or ()),
+        splits=tuple(split or ()),
+        seed=seed,
+        draws=draws,
+        storage_options=storage(storage_option),
+    )
+    job.print_result(job.run(config), measure)
 
 
 def groups(

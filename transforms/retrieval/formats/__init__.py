@@ -16,6 +16,12 @@ _FORMATS = {
     "beir": ("beir", "FORMAT"),
     "trec-qrels": ("trec", "QRELS"),
     "trec-run": ("trec", "RUN"),
+    "datasets": ("hub", "FORMAT"),
+    "tevatron": ("tevatron", "V1"),
+    "tevatron-v2": ("tevatron", "V2"),
+    "flagembedding": ("flagembedding", "FORMAT"),
+    "pylate": ("pylate", "FORMAT"),
+    "sentence-transformers": ("sentence_transformers", "FORMAT"),
     "table": ("tables", "TABLE"),
 }
 

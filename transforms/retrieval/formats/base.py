@@ -58,8 +58,8 @@ class ImportOptions:
     """What a file cannot say of itself.
 
     Attributes:
-        label_source: human or llm.
-        annotator: Who judged.
+        label_source: human or llm; None leaves it to the format (human, but for a teacher's scores).
+        annotator: Who judged; None: nobody named, so the label source stands for it.
         signal: What the label is: qrels, teacher_score, ...; None leaves it to the format.
         target_model: Reader the labels hold for; None = any.
         splits: Splits to read; none = all.
@@ -69,8 +69,8 @@ class ImportOptions:
         run_tag: Source of candidates that carry no tag.
     """
 
-    label_source: str = "human"
-    annotator: str = "human"
+    label_source: str | None = None
+    annotator: str | None = None
     signal: str | None = None
     target_model: str | None = None
     splits: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ class ImportOptions:
     def __post_init__(self) -> None:
         from schemas.judgments import LABEL_SOURCES
 
-        if self.label_source not in LABEL_SOURCES:
+        if self.label_source is not None and self.label_source not in LABEL_SOURCES:
             raise InputError(f"label source '{self.label_source}' is not one of {', '.join(LABEL_SOURCES)}")
         if self.negatives not in ("pool", "judged"):
             raise InputError(f"--negatives '{self.negatives}' is neither pool nor judged")
@@ -90,17 +90,21 @@ class ImportOptions:
         """Whether a split is to be read."""
         return not self.splits or split in self.splits
 
-    def judgments(self, columns: dict[str, list[Any]], signal: str = "qrels") -> pa.Table:
+    def judgments(
+        self, columns: dict[str, list[Any]], signal: str = "qrels", label_source: str = "human"
+    ) -> pa.Table:
         """Columns as a judgment table, the rest filled from these options.
 
         Args:
             columns: Equally long lists by column name, query_id and doc_id among them.
             signal: Unless the options name one.
+            label_source: Unless the options name one.
         """
         n = len(columns["query_id"])
+        source = self.label_source or label_source
         constant = {
-            "label_source": self.label_source,
-            "annotator": self.annotator,
+            "label_source": source,
+            "annotator": self.annotator or source,
             "target_model": self.target_model,
             "signal": self.signal or signal,
             "parse_status": "ok",
@@ -158,7 +162,8 @@ class ExportData:
     """What is to be written: one label a pair.
 
     Attributes:
-        labels: query_id, doc_id, grade (not null), positive, value, rank, split; in order of quality within a query.
+        labels: query_id, doc_id, grade (not null), positive, value, rank, pool_rank, split, place (the row's in the
+            source); by query, documents in order of quality.
         data: The collection they come from.
     """
 
@@ -200,7 +205,10 @@ class Format:
         recognises: Whether a source is of it; None: never told by itself.
         read: Reads a source; None: only written.
         write: Writes into a folder; None: only read.
-        holds: Judgment columns it can hold beside query_id, doc_id: those it holds come back as they were.
+        holds: What it can hold beside query_id and doc_id: judgment columns, and `positives` (positive or not, in
+            order), `pool`, `queries`, `documents`,
+            `titles`, `ids`, `known_to`. What it holds comes back as it was.
+        needs_texts: Whether it cannot be written without the texts.
     """
 
     name: str
@@ -209,3 +217,4 @@ class Format:
     read: Reader | None
     write: Writer | None
     holds: frozenset[str] = frozenset()
+    needs_texts: bool = False

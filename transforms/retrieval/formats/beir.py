@@ -147,8 +147,10 @@ def _read_qrels(
 
 def read_qrels_tsv(folder: Folder, name: str, dead: list[DeadLine]) -> Iterator[tuple[str, str, int]]:
     """Lines of three tab-separated columns under a header."""
+    import csv
+
     for number, line in separated_lines(folder, name):
-        parts = line.split("\t")
+        parts = next(csv.reader([line], delimiter="\t"))
         if number == 1 and parts[-1].strip().lower() in ("score", "rel", "relevance", "label"):
             continue
         grade = whole(parts[2]) if len(parts) == 3 else None
@@ -228,12 +230,21 @@ def write(export: ExportData, folder: Folder, options: ExportOptions) -> Exporte
     labels = export.labels.with_columns(pl.col("split").fill_null(options.split))
     if inherited:
         labels = _to_base_ids(labels, inherited)
-    for key, part in labels.group_by("split", maintain_order=True):
+    for key, part in labels.sort("place").group_by("split", maintain_order=True):
         name = f"qrels/{key[0]}.tsv"
-        lines = ["\t".join(QRELS_HEADER)]
-        lines += [f"{q}\t{d}\t{g}" for q, d, g in part.select("query_id", "doc_id", "grade").iter_rows()]
-        done.files[name] = write_lines(folder, name, lines) - 1
+        rows = part.select("query_id", "doc_id", "grade").iter_rows()
+        done.files[name] = write_lines(folder, name, (_tsv(r) for r in (QRELS_HEADER, *rows))) - 1
     return done
+
+
+def _tsv(row: tuple[Any, ...]) -> str:
+    """A line as every reader of such files takes it apart: quoted only where an id holds a tab or a quote."""
+    import csv
+    import io
+
+    out = io.StringIO()
+    csv.writer(out, delimiter="\t", lineterminator="").writerow(row)
+    return out.getvalue()
 
 
 def _write_corpus(export: ExportData, folder: Folder, done: Exported) -> set[str]:
@@ -280,5 +291,5 @@ FORMAT = Format(
     recognises,
     read,
     write,
-    frozenset({"grade", "split"}),
+    frozenset({"grade", "split", "queries", "documents", "titles", "ids", "known_to", "extra"}),
 )

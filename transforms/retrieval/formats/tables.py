@@ -119,9 +119,10 @@ def _sort_in(table: pa.Table, data: RetrievalData, options: ImportOptions, where
 
 
 def _with_defaults(table: pa.Table, options: ImportOptions) -> pa.Table:
+    source = options.label_source or "human"
     given = {
-        "label_source": options.label_source,
-        "annotator": options.annotator,
+        "label_source": source,
+        "annotator": options.annotator or source,
         "signal": options.signal or "qrels",
         "parse_status": "ok",
         "target_model": options.target_model,

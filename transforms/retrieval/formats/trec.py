@@ -22,7 +22,9 @@ from transforms.retrieval.formats.beir import whole
 from transforms.retrieval.formats.lines import bury, separated_lines, write_lines
 from transforms.shards.files import Folder
 
-_LOOK = 5  # lines by which a file is recognised
+_LOOK = (
+    20  # lines by which a file is recognised: most of them must fit, the others are set aside when it is read
+)
 
 
 def recognises_qrels(source: Source) -> bool:
@@ -91,12 +93,10 @@ def write_qrels(export: ExportData, folder: Folder, options: ExportOptions) -> E
     done = Exported()
     labels = export.labels.with_columns(pl.col("split").fill_null(options.split))
     _no_spaces(labels, "query_id", "doc_id")
-    for key, part in labels.group_by("split", maintain_order=True):
+    for key, part in labels.sort("place").group_by("split", maintain_order=True):
         name = f"{key[0]}.qrels"
         lines = (f"{q} 0 {d} {g}" for q, d, g in part.select("query_id", "doc_id", "grade").iter_rows())
         done.files[name] = write_lines(folder, name, lines)
-    if export.data.documents is not None or export.data.queries.num_rows:
-        done.lost.append("texts of queries and documents")
     return done
 
 
@@ -130,26 +130,23 @@ def write_run(export: ExportData, folder: Folder, options: ExportOptions) -> Exp
         done.files[name] = write_lines(folder, name, lines)
     if pool.height > scored.height:
         done.lost.append(f"{pool.height - scored.height:,} candidates without rank and score")
-    if export.labels.height:
-        done.lost.append("all judgments: a run holds a ranking")
     return done
 
 
 def _looks(source: Source, width: int, fits: Any) -> bool:
     if source.file is None or source.file.endswith((".json", ".jsonl", ".parquet", ".arrow", ".csv")):
         return False
-    seen = 0
+    seen = good = 0
     try:
         for _, line in separated_lines(source.folder, source.file):
             parts = line.split()
-            if len(parts) != width or not fits(parts):
-                return False
+            good += len(parts) == width and fits(parts)
             seen += 1
             if seen == _LOOK:
                 break
     except InputError:
         return False
-    return seen > 0
+    return good * 2 > seen
 
 
 def _number(text: str) -> float | None:
@@ -170,6 +167,13 @@ def _no_spaces(rows: pl.DataFrame, *columns: str) -> None:
 
 
 QRELS = Format(
-    "trec-qrels", "TREC qrels (4 columns)", recognises_qrels, read_qrels, write_qrels, frozenset({"grade"})
+    "trec-qrels",
+    "TREC qrels (4 columns)",
+    recognises_qrels,
+    read_qrels,
+    write_qrels,
+    frozenset({"grade", "split", "ids"}),
 )
-RUN = Format("trec-run", "TREC run (6 columns)", recognises_run, read_run, write_run)
+RUN = Format(
+    "trec-run", "TREC run (6 columns)", recognises_run, read_run, write_run, frozenset({"pool", "ids"})
+)
