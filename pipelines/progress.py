@@ -46,6 +46,7 @@ class Snapshot:
         tokens_per_second: Likewise.
         step: Step a worker last reported from.
         state: `started` or `finished`, as the last `run` event said.
+        analysed: Rows that an analysis before the job has seen since watching began.
     """
 
     rows: int = 0
@@ -62,6 +63,7 @@ class Snapshot:
     tokens_per_second: float | None = None
     step: str = ""
     state: str = ""
+    analysed: int = 0
 
     @property
     def eta(self) -> float | None:
@@ -150,6 +152,8 @@ class RunWatcher:
                 # Counts of a step run from the beginning of its unit: the last report stands for all before it.
                 by_step = self._under_way.setdefault(unit, {})
                 by_step[str(event.get("worker")), now.step] = _tokens(event)
+        elif kind == "analyse":
+            now.analysed += int(event.get("rows") or 0)
         elif kind == "run":
             now.state = str(event.get("state") or now.state)
         self.events.append(dict(event))

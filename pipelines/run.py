@@ -6,7 +6,7 @@ import contextlib
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class RunResult:
         plan: The plan.
         done: Units that were committed before this run began.
         detail: More about the state, for the user.
+        notes: What else the user should know, a line each.
     """
 
     state: str
@@ -67,15 +68,34 @@ class RunResult:
     plan: Plan
     done: int
     detail: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
-    """Run a job from the beginning, or from where an earlier run of it stopped.
+@dataclass(frozen=True)
+class Prepared:
+    """A job that has been checked and planned; nothing is written yet.
+
+    Attributes:
+        job: The job, its places filled in.
+        output: Its output folder.
+        plan: What there is to do.
+        beam_args: Beam's arguments, completed.
+    """
+
+    job: Job
+    output: Folder
+    plan: Plan
+    beam_args: tuple[str, ...]
+
+
+def prepare(job: Job, source: str, settings: RunSettings, *, models: bool = True) -> Prepared:
+    """Check what can be checked before work starts, and plan.
 
     Args:
         job: The job; its `input_url` is set here from what `source` resolves to.
         source: What the user gave as input.
         settings: How to run it.
+        models: See `check_owner`.
 
     Raises:
         TamisError: Anything the user can mend; nothing has been lost.
@@ -92,7 +112,7 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
     _check_places(listing, output)
     beam_args = runners.beam_arguments(settings.beam_args, settings.workers)
     runners.check_runner(beam_args, listing.root.url, output.url)
-    _check_owner(output, job, overwrite=settings.overwrite)
+    check_owner(output, job, overwrite=settings.overwrite, models=models)
     plan = make_plan(
         listing,
         job.text_column,
@@ -102,11 +122,27 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
         None if settings.limits else job.max_units,
         job.extra_columns,
     )
+    return Prepared(job, output, plan, tuple(beam_args))
+
+
+def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
+    """Run a job from the beginning, or from where an earlier run of it stopped.
+
+    Args:
+        job: The job; its `input_url` is set here from what `source` resolves to.
+        source: What the user gave as input.
+        settings: How to run it.
+
+    Raises:
+        TamisError: Anything the user can mend; nothing has been lost.
+    """
+    ready = prepare(job, source, settings)
+    job, output, plan = ready.job, ready.output, ready.plan
     if settings.dry_run:
         done = read_receipts(output, plan, job.config_hash) if output.exists(RECEIPTS) else {}
         return RunResult("planned", None, plan, len(done))
     with locked(output):
-        with _writable(output):
+        with writable(output):
             if settings.overwrite and _is_other(output, job):
                 _forget(output)
             done = read_receipts(output, plan, job.config_hash)
@@ -120,21 +156,32 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
         EventLog(output).emit(
             "run", state="started", run_id=run_id, rows=plan.rows, units=plan.units, done=len(done)
         )
-        with _progress(output, plan, done, settings), _terminable():
-            state, detail = _execute(job, beam_args)
+        with _progress(output, plan, done, settings), terminable():
+            state, detail = run_graph(ready.beam_args, lambda pipeline: build(pipeline, job))
     if state != "finished":
         return RunResult(state, None, plan, len(done), detail)
     manifest = orjson.loads(output.read(MANIFEST))
     return RunResult("finished", manifest, plan, len(done))
 
 
-def _execute(job: Job, args: Sequence[str]) -> tuple[str, str]:
-    """Build the graph and hand it to its runner; the state this process leaves the job in, and what to say of it."""
+def run_graph(args: Sequence[str], build_graph: Callable[[Any], Any]) -> tuple[str, str]:
+    """Build a graph and hand it to its runner.
+
+    Args:
+        args: Beam's arguments, completed.
+        build_graph: Puts the transforms into a pipeline.
+
+    Returns:
+        The state this process leaves the job in (see `RunResult`), and what to say of it.
+
+    Raises:
+        TamisError: A worker stopped the run, or the runner ended without finishing.
+    """
     with runners.calm():
         result: Any = None
         try:
             pipeline = runners.new_pipeline(args)
-            build(pipeline, job)
+            build_graph(pipeline)
             result = pipeline.run()
             if runners.is_beam_dry_run(args):
                 return "checked", runners.check_dry_run(result, args)
@@ -194,8 +241,14 @@ def _describe(job: Job, source: str = "") -> bytes:
     )
 
 
-def _check_owner(output: Folder, job: Job, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something else.
+def check_owner(output: Folder, job: Job, *, overwrite: bool, models: bool = True) -> None:
+    """Refuse a folder that holds something else, or (without `overwrite`) this job with other settings.
+
+    Args:
+        output: The folder.
+        job: What wants to write there.
+        overwrite: Other settings of the same job over the same input are no hindrance.
+        models: Compare the models too; not where one of them is yet to be trained.
 
     Raises:
         OutputError: It does.
@@ -216,14 +269,16 @@ def _check_owner(output: Folder, job: Job, *, overwrite: bool) -> None:
         raise OutputError(f"{output.url} holds a {old['name']} job; choose another --output")
     if old["input"] != job.input_url:
         raise OutputError(f"{output.url} holds a job over {old['input']}; choose another --output")
-    if old["config_hash"] != job.config_hash and not overwrite:
-        new = orjson.loads(_describe(job))
-        keys = [k for k in ("text_column", "id_column", "seed", "models") if old.get(k) != new.get(k)]
-        keys += [
-            k
-            for k in sorted({*old["config"], *new["config"]})
-            if old["config"].get(k) != new["config"].get(k)
-        ]
+    if overwrite or old["config_hash"] == job.config_hash:
+        return
+    new = orjson.loads(_describe(job))
+    keys = [k for k in ("text_column", "id_column", "seed") if old.get(k) != new.get(k)]
+    keys += [
+        k for k in sorted({*old["config"], *new["config"]}) if old["config"].get(k) != new["config"].get(k)
+    ]
+    if models and old["models"] != new["models"]:
+        keys.append("models")
+    if keys or models:
         raise OutputError(
             f"{output.url} holds this job with other settings ({', '.join(keys)}); pass --overwrite to replace it "
             "(answers already paid for are reused), or choose another --output"
@@ -270,7 +325,7 @@ def _open_output(job: Job) -> Folder:
 
 
 @contextlib.contextmanager
-def _writable(output: Folder) -> Iterator[None]:
+def writable(output: Folder) -> Iterator[None]:
     """A full or read-only disk, or a bucket that is not there, shows before work starts."""
     try:
         yield
@@ -303,7 +358,7 @@ def locked(output: Folder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Make a polite kill end like Ctrl-C: committed units stay, nothing is half written."""
 
     def stop(*_: object) -> None:

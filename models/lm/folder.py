@@ -47,11 +47,11 @@ def describe_folder(folder: str | Path, name: str = "", adapter: str | Path | No
     extra: dict[str, Any] = {"architecture": (config.get("architectures") or [config.get("model_type")])[0]}
     if adapter is not None:
         adapter_path = find_adapter(adapter)
-        adapter_revision = _sha256(weight_files(adapter_path, ADAPTER_WEIGHTS))[:16]
+        revised = adapter_revision(adapter_path)
         label = str(adapter) if adapter_path.parent == ADAPTERS else _label(adapter_path)
-        extra |= {"adapter": label, "adapter_revision": adapter_revision}
+        extra |= {"adapter": label, "adapter_revision": revised}
         name = f"{name}+{label}"
-        revision = hashlib.sha256(f"{revision}+{adapter_revision}".encode()).hexdigest()[:16]
+        revision = hashlib.sha256(f"{revision}+{revised}".encode()).hexdigest()[:16]
     return ModelInfo(
         name=name,
         kind="lm",
@@ -133,6 +133,15 @@ def find_adapter(adapter: str | Path) -> Path:
         raise ModelError(f"No adapter '{adapter}': {path} holds no adapter_config.json{known}")
     weight_files(path, ADAPTER_WEIGHTS)
     return path
+
+
+def adapter_revision(folder: Path) -> str:
+    """Sixteen hexadecimal digits that change with an adapter's weights.
+
+    Raises:
+        ModelError: It has none.
+    """
+    return _sha256(weight_files(folder, ADAPTER_WEIGHTS))[:16]
 
 
 def _label(path: Path) -> str:

@@ -39,6 +39,7 @@ class Findings:
         attributes: Samples of numeric attributes not covered by `documents`.
         tables: Tables of the folder besides `data`.
         embedding: From the info beside an embedding.
+        views: Of contrastive decoding, where the run measured them afterwards.
     """
 
     manifest: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Findings:
     attributes: Mapping[str, Floats]
     tables: tuple[str, ...]
     embedding: EmbeddingStats | None = None
+    views: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, output: Output) -> Findings:
@@ -68,6 +70,7 @@ class Findings:
             attributes=other_attributes(output, embedding.attributes if embedding else frozenset()),
             tables=tuple(t for t in output.tables if t != "data"),
             embedding=embedding,
+            views=_views(output, manifest),
         )
 
     @property
@@ -75,6 +78,12 @@ class Findings:
         """Sums over all shards."""
         totals: Mapping[str, int] = self.manifest.get("totals", {})
         return totals
+
+
+def _views(output: Output, manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What was measured after this very run; None where that was another one's."""
+    views = output.read_json("_tamis/views.json")
+    return views if views and views.get("run") == manifest.get("run_id") else None
 
 
 def _tau(manifest: Mapping[str, Any]) -> float | None:

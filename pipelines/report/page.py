@@ -27,6 +27,7 @@ from pipelines.report.formatting import (
     two_places,
 )
 from pipelines.report.stats import THRESHOLDS, Histogram
+from pipelines.report.steering import steering_context
 from pipelines.report.words import word_diff
 
 _COLOURS = {
@@ -88,6 +89,7 @@ def _context(found: Findings, judge: JudgeScores | None) -> dict[str, Any]:
         "flow": _flow(documents, edits),
         "samples": _samples(edits),
         "candidates": _candidates(manifest, edits),
+        "steering": steering_context(found.views),
         "agreement": _agreement(documents),
         "embedding": embedding.context(found.embedding, manifest),
         "attributes": [charts.histogram(v, title=name) for name, v in list(found.attributes.items())[:24]],

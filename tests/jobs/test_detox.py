@@ -285,8 +285,8 @@ def test_contrastive_decoding_needs_a_toxic_model_and_records_it(
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_text(json.dumps({"text": "You are an idiot."}) + "\n")
-    assert tamis("detox", folder, "-o", tmp_path / "out", *FEW, "--decoding", "logratio") == 2
-    assert "--toxic-adapter" in capsys.readouterr().err
+    assert tamis("detox", folder, "-o", tmp_path / "out", *FEW, "--decoding", "logratio") == 3
+    assert "too few to train a toxic model on" in capsys.readouterr().err  # one insult is not a tone
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(store.path("smollm2"))
     settings = LoraConfig(

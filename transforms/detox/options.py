@@ -10,6 +10,7 @@ from models.protocols import Sampling
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
+Source = Literal["lexicon", "occlusion", "socd"]
 Rung = Literal["candidate", "span_edit", "redact", "drop_segment", "drop_document", "flag"]
 Condition = Literal[
     "toxicity",
@@ -91,8 +92,10 @@ class GateOptions(_Options):
 class LocalizeOptions(_Options):
     """How toxic character spans are found inside flagged segments."""
 
-    sources: tuple[Literal["lexicon", "occlusion"], ...] = Field(
-        default=("lexicon", "occlusion"), description="Localisers whose spans are united."
+    sources: tuple[Source, ...] = Field(
+        default=("lexicon", "occlusion"),
+        description="Localisers whose spans are united: lexicon (listed words), occlusion (words without which the "
+        "classifier's score falls), socd (words a toxic model prefers; needs one).",
     )
     min_drop: Probability = Field(
         default=0.5,
@@ -106,6 +109,10 @@ class LocalizeOptions(_Options):
     )
     long_words: int = Field(
         default=40, ge=1, description="Occlusion: segments with more words are first searched by windows."
+    )
+    socd_threshold: Probability = Field(
+        default=0.1,
+        description="SoCD: share of a word's odds that steering takes away, from which it is a span.",
     )
 
 

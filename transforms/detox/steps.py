@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.errors import ModelError
 from transforms.detox.accept import accept_rewrites
 from transforms.detox.gate import gate_toxicity, label_columns
 from transforms.detox.localize import (
@@ -32,6 +33,7 @@ from transforms.detox.options import (
 )
 from transforms.detox.rewrite import rewrite_toxic_segments
 from transforms.detox.segment import segment_text
+from transforms.detox.socd_spans import SoCDLocalizer
 from transforms.shards.steps import StepContext
 
 # Options of a model, as sorted (name, value) pairs: hashable, so that the registry can tell models apart by them.
@@ -121,6 +123,8 @@ class LocalizeToxicSpans:
         lexicon: Name of the lexicon.
         classifier: Name of the scorer that occlusion asks.
         classifier_options: Its options.
+        contrast: Name of the language model that localises by contrast with a toxic one (the rewriter's).
+        contrast_options: Its options, the toxic model among them; with the rewriter's, weights are shared.
         cache_scores: Remember the classifier's scores in the request cache.
         label: Name of the step.
     """
@@ -130,6 +134,8 @@ class LocalizeToxicSpans:
     lexicon: str = "lexicon"
     classifier: str = "jigsaw-bilstm"
     classifier_options: ModelOptions = ()
+    contrast: str | None = None
+    contrast_options: ModelOptions = ()
     cache_scores: bool = (
         False  # a look-up costs what the embedded classifier does, and nothing else asks for these
     )
@@ -168,6 +174,11 @@ class LocalizeToxicSpans:
                     cache=context.cache if self.cache_scores else None,
                 )
             )
+        if "socd" in self.options.sources:
+            if self.contrast is None:
+                raise ModelError("localiser socd needs a base and a toxic language model, and none is named")
+            model = _load("lm", self.contrast, self.contrast_options)
+            out.append(SoCDLocalizer(model, self.options.socd_threshold, context.cache))
         return out
 
 
