@@ -4,7 +4,9 @@
     python -m benchmarks.scorer train     the commands `prepare` prints
     python -m benchmarks.scorer measure
 
-`prepare` writes two labelled sets: the development split of DGHS (dynamically generated hate: adversarial, half of it
+`measure` reads what training recorded, scores the same test texts with the embedded scorers, looks for false alarms among
+sentences of medical abstracts, and marks the trial split of SemEval-2021 task 5 with the tagger, alone and united with
+the lexicon and with occlusion. `prepare` writes two labelled sets: the development split of DGHS (dynamically generated hate: adversarial, half of it
 harmless, the hard part) and Davidson's tweets (hate or offensive against neither), of whose many offensive tweets a
 quarter is taken by a hash of the text, so that the classes balance. DGHS counts four times in an epoch. Both training
 jobs hold their test texts out by themselves, by a hash of the text. Figures go to `benchmarks/results/scorer.json`;
@@ -23,11 +25,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.detox_quality import medical_abstracts, toxic_spans
+from models import registry
+from models.metrics.bootstrap import paired_difference, share_interval
+from models.metrics.spans import character_f1, offsets_of
+from models.training.calibration import label_figures
+from models.training.labelled import TEST, side_of, split_key
+from models.training.tagger_session import span_figures
 from schemas.fingerprint import digest
+from transforms.detox.localize import LexiconLocalizer, OcclusionLocalizer, find_spans
+from transforms.detox.segment import segment_spans
+from transforms.detox.tagger_spans import TaggerLocalizer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scorer.json"
 ROOT = Path(__file__).resolve().parents[1]
 OFFENSIVE_SHARE = 0.25
+EMBEDDED = ("jigsaw-bilstm", "linear", "lexicon")
+CLEAN_DOCUMENTS = 100
 _RETWEET = re.compile(r"^[!\s\"“]*(?:RT\s+)?(?:@\w+:?\s*)*", re.I)
 _USER, _LINK = re.compile(r"@\w+"), re.compile(r"https?://\S+")
 
@@ -38,7 +54,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     args = parser.parse_args()
-    if args.part != "measure" and not args.data.exists():
+    if not args.data.exists():
         sys.exit(f"{args.data}: the development data are not here; pass --data")
     if args.part == "prepare":
         for name, rows in (("dghs", dghs(args.data)), ("davidson", davidson(args.data))):
@@ -46,7 +62,13 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
             print(f"{path}: {len(rows):,} texts, {sum(r['label'] == 'toxic' for r in rows):,} toxic")
-    if args.part in ("prepare", "train"):
+    if args.part == "measure":
+        results = {"ranker": measure_ranker(args.runs), "tagger": measure_tagger(args.runs, args.data)}
+        results["ranker"]["clean"] = measure_clean(args.runs, args.data)
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        print(json.dumps(results, indent=1))
+    else:
         for command in commands(args.runs, args.data):
             print(" ".join(command))
             if args.part == "train":
@@ -61,6 +83,10 @@ def commands(runs: Path, data: Path) -> list[list[str]]:
             "tamis", "train", "scorer", f"{sets}/dghs.jsonl,weight=4", f"{sets}/davidson.jsonl", "--label-column", "label",
             "--positive", "toxic", "--training-data", "dghs-dev+davidson", "--epochs", "2", "--max-length", "128",
             "--precision", "bfloat16", "--threads", "1", "--output", f"{runs}/scorer-dghs",
+        ],
+        [
+            "tamis", "train", "spans", f"{data}/detox/tsd_train.csv", "--training-data", "semeval-2021-task5-train",
+            "--epochs", "3", "--precision", "bfloat16", "--threads", "1", "--output", f"{runs}/tagger-tsd",
         ],
     ]  # fmt: skip
 
@@ -82,6 +108,64 @@ def davidson(data: Path) -> list[dict[str, Any]]:
         place = int.from_bytes(digest("offensive", text)[:8], "little") / 2**64
         if text and (row["class"] != "1" or place < OFFENSIVE_SHARE):
             out.append({"text": text, "label": "harmless" if row["class"] == "2" else "toxic"})
+    return out
+
+
+def measure_ranker(runs: Path) -> dict[str, Any]:
+    """What training recorded, and the embedded scorers on the very same test texts."""
+    record = json.loads((runs / "scorer-dghs" / "train.json").read_text("utf-8"))
+    keys = ("train_loss", "tokens_seen", "tokens_per_second", "seconds", "calibration", "test")
+    out = {key: record["results"][key] for key in keys}
+    out.update({"run": record["run"], "data": record["data"]["counts"], "others": {}})
+    fraction = record["run"]["settings"]["eval_fraction"]
+    for name in ("dghs", "davidson"):
+        lines = (runs / "scorer-data" / f"{name}.jsonl").read_text("utf-8").splitlines()
+        rows = [r for r in map(json.loads, lines) if side_of(split_key(r["text"]), fraction) == TEST]
+        truth = np.array([r["label"] == "toxic" for r in rows], float)
+        for scorer in EMBEDDED:
+            score = registry.load("scorer", scorer).score([r["text"] for r in rows])[:, 0].astype(float)
+            logits = np.log(np.clip(score, 1e-7, 1 - 1e-7) / np.clip(1 - score, 1e-7, 1))
+            out["others"].setdefault(scorer, {})[name] = label_figures(logits, logits, truth)
+    return out
+
+
+def measure_clean(runs: Path, data: Path) -> dict[str, Any]:
+    """False alarms on sentences of medical abstracts, in which nothing is toxic."""
+    texts = medical_abstracts(data)[:CLEAN_DOCUMENTS]
+    sentences = [text[a:b] for text in texts for a, b in segment_spans(text)]
+    out: dict[str, Any] = {"documents": len(texts), "sentences": len(sentences)}
+    for name in (f"hf:{runs}/scorer-dghs", *EMBEDDED):
+        score = registry.load("scorer", name).score(sentences)[:, 0]
+        interval = share_interval((score >= 0.5).astype(float))
+        out[name.rpartition("/")[2]] = interval.as_dict()
+    return out
+
+
+def measure_tagger(runs: Path, data: Path) -> dict[str, Any]:
+    """Character F1 on tsd_trial, which no training saw: the tagger alone, and what uniting it with others changes."""
+    record = json.loads((runs / "tagger-tsd" / "train.json").read_text("utf-8"))
+    tagger = TaggerLocalizer(registry.load("tagger", f"hf:{runs}/tagger-tsd"))
+    lexicon = LexiconLocalizer(registry.load("scorer", "lexicon"))
+    occlusion = OcclusionLocalizer(registry.load("scorer", "jigsaw-bilstm"))
+    posts, gold = toxic_spans(data / "detox/tsd_trial.csv")
+    keys = ("train_loss", "tokens_seen", "tokens_per_second", "seconds", "decoding", "test")
+    out: dict[str, Any] = {key: record["results"][key] for key in keys}
+    out.update({"run": record["run"], "data": record["data"]["counts"], "trial": {}})
+    systems: dict[str, list[Any]] = {
+        "tagger": [tagger],
+        "lexicon": [lexicon],
+        "occlusion": [occlusion],
+        "lexicon + occlusion": [lexicon, occlusion],
+        "tagger + lexicon": [tagger, lexicon],
+        "tagger + occlusion": [tagger, occlusion],
+    }
+    each: dict[str, list[float]] = {}
+    for name, localizers in systems.items():
+        found = [offsets_of(spans) for spans in find_spans(posts, localizers)]
+        out["trial"][name] = span_figures(found, [frozenset(g) for g in gold])
+        each[name] = [character_f1(p, g) for p, g in zip(found, gold, strict=True)]
+    base = each["lexicon + occlusion"]
+    out["against lexicon + occlusion"] = paired_difference(each["tagger"], base).as_dict()
     return out
 
 

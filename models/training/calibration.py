@@ -16,7 +16,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 BINS = 15
 _TEMPERATURES = (0.05, 20.0)
-_PRIOR = 1e-3  # a pull towards "change nothing", which decides where there is little to fit on
+_PRIOR = 1.0  # labels' worth of belief that nothing need change: decides where there is little to fit on
 _DRAWS = 500
 
 
@@ -70,7 +70,8 @@ def fit_calibration(
         gradient = np.concatenate([[-(slope * scores * scale).sum()], slope.sum(axis=0)]) / count
         if method == "temperature":
             gradient[1:] = 0.0
-        return float(each.sum() / count + _PRIOR * (parameters**2).sum()), gradient + 2 * _PRIOR * parameters
+        pull = _PRIOR / count
+        return float(each.sum() / count + pull * (parameters**2).sum()), gradient + 2 * pull * parameters
 
     low, high = np.log(_TEMPERATURES)
     found = minimize(

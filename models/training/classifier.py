@@ -21,6 +21,7 @@ from models.training.loading import BaseModel, resolve_model
 from models.training.planned import PlannedTrainer
 from schemas.errors import ModelError
 
+_WIDTH = 8
 _EVAL_TOKENS = 8192  # padded tokens a batch when nothing is learned
 
 
@@ -120,15 +121,17 @@ class LabelCollator:
     Attributes:
         examples: Where tokens and targets are.
         pad: Padding token id.
+        limit: Widest batch.
     """
 
     examples: LabelledExamples
     pad: int
+    limit: int
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Tensors of b rows of one example each: `input_ids`, `attention_mask` int64 (b, t), `labels` float32 (b, l)."""
         numbers = [row[0].number for row in rows]
-        ids, mask = pad_ids([self.examples.ids[n] for n in numbers], self.pad)
+        ids, mask = pad_ids([self.examples.ids[n] for n in numbers], self.pad, self.limit)
         return {
             "input_ids": ids,
             "attention_mask": mask,
@@ -174,9 +177,14 @@ class ClassifierTrainer(PlannedTrainer):
         return each[known].sum(), known.sum(), outputs
 
 
-def pad_ids(sequences: Sequence[Any], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-pad to the longest: ids and mask, int64, both (b, t)."""
+def pad_ids(sequences: Sequence[Any], pad: int, limit: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-pad to the longest: ids and mask, int64, both (b, t).
+
+    With a limit the width is rounded up to a multiple of eight within it: a CPU compiles its bfloat16 products, and keeps
+    them, for every width it meets.
+    """
     width = max(map(len, sequences))
+    width = max(width, min(-(-width // _WIDTH) * _WIDTH, limit))
     ids = np.full((len(sequences), width), pad, np.int64)
     mask = np.zeros((len(sequences), width), np.int64)
     for i, sequence in enumerate(sequences):

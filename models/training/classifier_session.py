@@ -95,7 +95,7 @@ class ClassifierSession(EncoderSession):
         return ClassifierTrainer(
             model,
             args,
-            collator=LabelCollator(prepared.examples, self.tokenizer.pad_token_id),
+            collator=LabelCollator(prepared.examples, self.tokenizer.pad_token_id, self.settings.max_length),
             positive_weights=positive_weights(prepared.examples) if self.settings.balance else None,
             **options,
         )

@@ -41,15 +41,17 @@ class TokenCollator:
     Attributes:
         examples: Where they are.
         pad: Padding token id.
+        limit: Widest batch.
     """
 
     examples: SpanExamples
     pad: int
+    limit: int
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Tensors of b rows of one window each: `input_ids`, `attention_mask`, `labels`, all int64 (b, t)."""
         numbers = [row[0].number for row in rows]
-        ids, mask = pad_ids([self.examples.ids[n] for n in numbers], self.pad)
+        ids, mask = pad_ids([self.examples.ids[n] for n in numbers], self.pad, self.limit)
         labels = np.full(ids.shape, IGNORE, np.int64)
         for i, n in enumerate(numbers):
             labels[i, : len(self.examples.targets[n])] = self.examples.targets[n]
@@ -119,7 +121,7 @@ class TaggerSession(EncoderSession):
 
     def make_trainer(self, model: Any, args: Any, prepared: Prepared, **options: Any) -> TaggerTrainer:
         """The trainer."""
-        collator = TokenCollator(prepared.examples, self.tokenizer.pad_token_id)
+        collator = TokenCollator(prepared.examples, self.tokenizer.pad_token_id, self.settings.max_length)
         return TaggerTrainer(model, args, collator=collator, **options)
 
     def finish(self, model: Any, prepared: Prepared, folder: Path, output: Path) -> dict[str, Any]:

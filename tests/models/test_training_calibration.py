@@ -64,6 +64,13 @@ def test_texts_told_apart_perfectly_do_not_make_it_certain():
     assert 0.05 <= found.temperature < 1
 
 
+def test_a_handful_of_texts_changes_little():
+    """Six texts that happen to be told apart are no evidence for certainty."""
+    logits = np.array([[0.1], [-0.1]] * 3)
+    found = fit_calibration(logits, (logits > 0).astype(float), method="shift")
+    assert 0.5 < found.temperature <= 1.0 and abs(found.shift[0]) < 0.1
+
+
 def test_it_is_folded_into_a_layer():
     import torch
 
