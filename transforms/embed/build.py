@@ -81,9 +81,8 @@ def build_index(
     entry = builder.build(notify)
     manifest = orjson.loads(shards.folder.read(MANIFEST)) | {"index": entry}
     shards.folder.write(MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
-    for name in shards.folder.find(INDEX):
-        if not name.startswith(f"{builder.home}/"):
-            shards.folder.remove(name)
+    for name in {"/".join(n.split("/")[:2]) for n in shards.folder.find(INDEX)} - {builder.home}:
+        shards.folder.remove(name)
     return entry
 
 

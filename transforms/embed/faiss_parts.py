@@ -64,9 +64,11 @@ class IndexSpec:
         return {k: v for k, v in asdict(self).items() if k != "threads"}
 
     def number_of_lists(self, vectors: int, dimension: int) -> int:
-        """IVF lists for so many vectors: as asked, as many as the training sample can carry."""
-        wanted = self.lists or round(4 * vectors**0.5)
-        return max(1, min(wanted, self._sample_limit(vectors, dimension) // _LEAST_POINTS))
+        """IVF lists for so many vectors: as asked, or as many as the training sample can carry."""
+        points = self._sample_limit(vectors, dimension)
+        if self.lists:
+            return min(self.lists, points)
+        return max(1, min(round(4 * vectors**0.5), points // _LEAST_POINTS))
 
     def factory(self, vectors: int, dimension: int) -> str:
         """The FAISS factory string.
