@@ -35,6 +35,8 @@ KIND, PROMPTS, RUNS, TABLE = "toxicity", "prompts.parquet", "runs", "continuatio
 PROMPT_COLUMNS = ("prompt", "text")
 # A unit is what one commit holds: a prompt takes seconds on a core.
 _UNIT_ROWS = 8
+# Exact up to floating point only; a card that lacks the memory is given fewer at once.
+_ACCELERATOR_ROWS = 1000
 
 
 class ToxicityEvalConfig(BaseModel):
@@ -192,7 +194,7 @@ def build_job(config: ToxicityEvalConfig, subject: Subject, info: ModelInfo, par
         repetition_penalty=1.0,
         max_new_tokens=config.new_tokens,
     )
-    options = subject.options({**config.running(), "batch_rows": config.batch_rows})
+    options = subject.options({**config.running(), "batch_rows": config.batch_rows or _rows(config)})
     judge_options = tuple(sorted({"threads": config.threads, **config.judge_options}.items()))
     steps: tuple[Any, ...] = (
         SampleContinuations(subject.model, options, sampling, config.seeds),
@@ -213,6 +215,15 @@ def build_job(config: ToxicityEvalConfig, subject: Subject, info: ModelInfo, par
         cache_url=str(Path(config.output) / "_tamis" / "cache"),
         limits=UnitLimits(rows=_UNIT_ROWS, bytes=1 << 20),
     )
+
+
+def _rows(config: ToxicityEvalConfig) -> int | None:
+    """Continuations decoded together where none are asked for: many on an accelerator; on a CPU the model knows best."""
+    if config.device == "auto":
+        import torch
+
+        return _ACCELERATOR_ROWS if torch.cuda.is_available() else None
+    return _ACCELERATOR_ROWS if config.device.startswith("cuda") else None
 
 
 def read_prompts(config: ToxicityEvalConfig) -> tuple[dict[str, list[str]], dict[str, Any]]:

@@ -16,8 +16,8 @@ import torch
 from models.lm import packed, prefix
 from models.lm.decoder import CausalDecoder, SharedPrefixDecoder
 
-# Rows at which the kernels are compared: one, a few, and past the size from which prompts are padded.
-ROWS = (1, 2, 5, 11, 17, 33)
+# Rows at which the kernels are compared: one, a few, past the size from which prompts are padded, and full batches.
+ROWS = (1, 2, 5, 11, 17, 33, 64, 128)
 # What may go wrong in a model that was not written for our attention function.
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, IndexError)
 

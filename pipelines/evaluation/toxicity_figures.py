@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,16 +141,19 @@ def compare(first: Measured, other: Measured, protocol: Protocol) -> dict[str, A
     """How a model differs from the first, on the prompts both have.
 
     Returns:
-        For TP and EMT: `difference` (other - first) with its interval and p-value, and `cut`, the share of the first's figure
-        that is gone, with its interval; over all prompts, and `combined` where there are groups.
+        For TP, EMT and mean toxicity: `difference` (other - first) with its interval and p-value, and `cut`, the share of the
+        first's figure that is gone, with its interval; over all prompts, and `combined` where there are groups. And
+        `perplexity`: how many times the first's a continuation's perplexity is (geometric mean over prompts).
     """
     common = [id_ for id_ in first.ids if id_ in set(other.ids)]
+    out: dict[str, Any] = {"prompts": len(common)}
+    if not common:
+        return out
     a, b = first.keep(common), other.keep(common)
     before, after = a.by_prompt(protocol.threshold), b.by_prompt(protocol.threshold)
     options = protocol.statistics.options
     rows = _group_rows(a.groups)
     combined = combined_groups(rows, protocol.combine)
-    out: dict[str, Any] = {"prompts": len(common)}
     for name in ("tp", "emt", "mean_toxicity"):
         x, y = before[name].mean(axis=1), after[name].mean(axis=1)
         entry: dict[str, Any] = {**bootstrap.paired_difference(y, x, **options).as_dict(), "cut": None}
@@ -158,11 +162,27 @@ def compare(first: Measured, other: Measured, protocol: Protocol) -> dict[str, A
         if combined:
             members = np.concatenate([rows[g] for g in combined])
             strata = [a.groups[i] for i in members]
-            entry["combined"] = bootstrap.stratified_difference(
-                y[members], x[members], strata, **options
-            ).as_dict()
+            found = bootstrap.stratified_difference(y[members], x[members], strata, **options)
+            entry["combined"] = found.as_dict()
         out[name] = entry
+    out["perplexity"] = _perplexity_ratio(a, b, options)
     return out
+
+
+def _perplexity_ratio(first: Measured, other: Measured, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    if first.losses is None or first.tokens is None or other.losses is None or other.tokens is None:
+        return None
+    counts = [m.tokens.sum(axis=(1, 2)) for m in (first, other) if m.tokens is not None]
+    both = (counts[0] > 0) & (counts[1] > 0)
+    if not both.any():
+        return None
+    x, y = (
+        m.losses.sum(axis=(1, 2))[both] / n[both]
+        for m, n in zip((first, other), counts, strict=True)
+        if m.losses is not None
+    )
+    found = bootstrap.paired_difference(y, x, **options)
+    return {"ratio": found.difference.map(math.exp).as_dict(), "p_value": found.p_value}
 
 
 def combined_groups(groups: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:

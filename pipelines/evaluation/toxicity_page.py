@@ -44,7 +44,8 @@ def lines(record: Mapping[str, Any]) -> Iterator[str]:
             + (f", {entry['failed']} prompts failed ({entry['first_error']})" if entry["failed"] else "")
         )
     for label, entry in record["differences"].items():
-        yield f"{label} against {entry['against']}: TP {_change(entry['tp'])}, EMT {_change(entry['emt'])}"
+        if entry["prompts"]:
+            yield f"{label} against {entry['against']}: TP {_change(entry['tp'])}, EMT {_change(entry['emt'])}"
     if record["judge"]["shared"]:
         yield f"note: the judge is not independent: {'; '.join(record['judge']['shared'])}"
 
@@ -167,21 +168,36 @@ def _main(record: Mapping[str, Any]) -> Section:
 def _differences(record: Mapping[str, Any]) -> Section:
     rows = []
     for label, entry in record["differences"].items():
+        prompts = f"{entry['prompts']:,}"
         for name in ("tp", "emt", "mean_toxicity"):
-            one = entry[name]
-            cut = (
-                f"{one['cut']['mean']:.0%} [{one['cut']['low']:.0%}, {one['cut']['high']:.0%}]"
-                if one["cut"]
-                else "–"
-            )
-            p = f"{one['p_value']:.4f}"
-            rows.append([label, NAMES[name], _signed(one["difference"]), cut, p, f"{entry['prompts']:,}"])
+            one = entry.get(name)
+            if one is None:  # no prompt in common
+                continue
+            gone = one["cut"]
+            cut = f"{gone['mean']:.0%} [{gone['low']:.0%}, {gone['high']:.0%}]" if gone else "–"
+            rows.append([label, NAMES[name], _signed(one["difference"]), cut, _p(one["p_value"]), prompts])
+            if one.get("combined"):
+                own = one["combined"]
+                rows.append(
+                    [
+                        label,
+                        f"{NAMES[name]}, combined",
+                        _signed(own["difference"]),
+                        "",
+                        _p(own["p_value"]),
+                        prompts,
+                    ]
+                )
+        if entry.get("perplexity"):
+            own = entry["perplexity"]
+            times = f"× {own['ratio']['mean']:.2f} {_range(own['ratio'], 2)}"
+            rows.append([label, NAMES["perplexity"], times, "", _p(own["p_value"]), prompts])
     against = next(iter(record["differences"].values()))["against"]
     grid = Grid(
         ["model", "figure", "difference", "cut by", "p", "prompts"],
         rows,
         words=(0, 1),
-        note="Paired bootstrap over the prompts both models have; p is two-sided.",
+        note="Paired bootstrap over the prompts both have; p is two-sided. Perplexity: how many times the first's.",
     )
     return Section("differences", f"Against {against}", "Negative is less toxic.", [grid])
 
@@ -286,9 +302,10 @@ def _histograms(series: Mapping[str, np.ndarray], threshold: float) -> str:
 
     edges = np.linspace(0, 1, _BINS + 1)
     data = [
-        {"x": float(edges[k]), "x2": float(edges[k + 1]), "share": float(n) / len(values), "model": label}
+        {"x": float(edges[k]), "share": float(n) / len(values), "model": label}
         for label, values in series.items()
-        for k, n in enumerate(np.histogram(values, edges)[0])
+        # The last bin's share once more, at its end: steps are drawn from each point to the next.
+        for k, n in enumerate([*np.histogram(values, edges)[0], np.histogram(values, edges)[0][-1]])
     ]
     names = list(series)
     colours = [SERIES[i % len(SERIES)] for i in range(len(names))]

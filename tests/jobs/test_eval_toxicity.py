@@ -190,3 +190,144 @@ def test_the_ranker_does_not_judge_unless_told_so(tiny, prompts, tmp_path):
     run(shared.model_copy(update={"allow_shared_judge": True}), QUIET)
     assert "The judge is not independent" in (tmp_path / "out" / "report.html").read_text()
     assert "not independent" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_stopped_evaluation_goes_on_without_sampling_again_what_is_done(
+    tiny, prompts, tmp_path, monkeypatch
+):
+    from models.lm.local import LocalLanguageModel
+
+    generate = LocalLanguageModel.generate
+    done = []
+
+    def stopped(self, requests, sampling, on_done=None):
+        def tell(index, generation):
+            on_done(index, generation)
+            done.append(index)
+            if len(done) == 5:
+                raise KeyboardInterrupt
+
+        return generate(self, requests, sampling, tell)
+
+    whole = run(config(tiny, prompts, tmp_path / "whole"), QUIET)
+    out = tmp_path / "out"
+    monkeypatch.setattr(LocalLanguageModel, "generate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(tiny, prompts, out), QUIET)
+    assert not (out / "_SUCCESS").exists() and len(done) == 5
+    asked = []
+    monkeypatch.setattr(
+        LocalLanguageModel, "generate", lambda self, r, s, d=None: asked.extend(r) or generate(self, r, s, d)
+    )
+    result = run(config(tiny, prompts, out), QUIET)
+    assert len(asked) == 15  # of 10 prompts under 2 seeds, 5 were in the cache
+    assert result.figures == whole.figures and (out / "_SUCCESS").exists()
+
+
+def test_workers_and_unit_sizes_change_nothing(tiny, prompts, tmp_path):
+    from transforms.shards.formats import UnitLimits
+
+    one = run(config(tiny, prompts, tmp_path / "one"), QUIET)
+    other = run(
+        config(tiny, prompts, tmp_path / "two"), RunSettings(limits=UnitLimits(rows=3), progress="quiet")
+    )
+    tables = [pq.read_table(tmp_path / name / "continuations.parquet") for name in ("one", "two")]
+    assert tables[0].equals(tables[1]) and one.figures == other.figures
+
+
+def test_an_adapter_folder_says_its_base(tiny, tmp_path):
+    from pipelines.evaluation.subjects import distinct_labels, parse_subject
+
+    adapter = tmp_path / "soft"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny)}))
+    alone = parse_subject(str(adapter))
+    assert (alone.label, alone.model, alone.adapter) == ("soft", str(tiny), str(adapter))
+    assert alone.folders == (str(adapter), str(tiny))
+    (adapter / "train.json").write_text(json.dumps({"model": {"name": "smollm2"}}))
+    assert parse_subject(str(adapter)).model == "smollm2"
+    pair = parse_subject(f"mine=smollm2+{adapter}")
+    assert (pair.label, pair.model, pair.adapter) == ("mine", "smollm2", str(adapter))
+    assert parse_subject("smollm2+detox").label == "smollm2+detox"
+    assert parse_subject("smollm2", "detox").adapter == "detox"
+    plus = tmp_path / "a+b"
+    save_tiny_lm(plus)
+    assert parse_subject(str(plus)).adapter is None
+    with pytest.raises(ModelError, match="has an adapter already"):
+        parse_subject("smollm2+detox", "other")
+    (adapter / "train.json").unlink()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="pass BASE"):
+        parse_subject(str(adapter))
+    names = [
+        s.slug for s in distinct_labels([parse_subject(f"{label}=smollm2") for label in ("a", "A", "judge")])
+    ]
+    assert len({n.lower() for n in names}) == 3 and "judge" not in names
+
+
+def test_what_cannot_be_evaluated_is_said_before_work_begins(tiny, prompts, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ModelError, match="chat server"):
+        run(config(tiny, prompts, out, models=("openai:http://localhost:1/v1#x",)), QUIET)
+    with pytest.raises(ModelError, match="no lm 'gpt-17'"):
+        run(config(tiny, prompts, out, models=("gpt-17",)), QUIET)
+    with pytest.raises(InputError, match="no such group; there are house, street"):
+        run(config(tiny, prompts, out, group_column="group", combine=("attic",)), QUIET)
+    with pytest.raises(InputError, match="stands there twice"):
+        run(config(tiny, prompts, out, id_column="group"), QUIET)
+    assert not out.exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    with pytest.raises(TamisError, match=r"letter\.txt"):
+        run(config(tiny, prompts, tmp_path / "full"), QUIET)
+
+
+def test_a_limit_takes_the_same_prompts_whatever_their_order(tiny, prompts, tmp_path):
+    from pipelines.eval_toxicity import read_prompts
+
+    backwards = tmp_path / "b.jsonl"
+    backwards.write_text("".join(reversed(prompts.read_text().splitlines(keepends=True))))
+    some, _ = read_prompts(config(tiny, prompts, tmp_path, limit=4))
+    others, facts = read_prompts(config(tiny, backwards, tmp_path, limit=4))
+    assert sorted(some["prompt"]) == sorted(others["prompt"]) and facts["used"] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("5", [0, 1, 2, 3, 4]), ("1337-1339", [1337, 1338, 1339]), ("7,11", [7, 11]), ("7,", [7])],
+)
+def test_seeds_are_read_as_typed(text, seeds):
+    from pipelines.commands.eval_toxicity import read_seeds
+
+    assert read_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["0", "x", "5-3", ""])
+def test_what_names_no_seeds_is_refused(text):
+    import typer
+
+    from pipelines.commands.eval_toxicity import read_seeds
+
+    with pytest.raises(typer.BadParameter, match="names no seeds"):
+        read_seeds(text)
+
+
+@pytest.mark.models
+def test_the_embedded_models_from_the_command_line(tmp_path, capsys):
+    from pipelines.cli import main
+
+    path = Path(__file__).resolve().parents[2] / "examples" / "prompts.jsonl"
+    words = f"eval toxicity smollm2 tuned=smollm2+detox --prompts {path} --limit 2 --samples 3 --new-tokens 4"
+    words += f" --seeds 1 --group-column group --allow-shared-judge --progress quiet -o {tmp_path / 'out'}"
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert "smollm2: TP" in said and "tuned against smollm2" in said
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    fluency = record["results"]["smollm2"]["all"]["perplexity"]
+    assert (
+        1 < fluency["by_token"]["mean"] < 1e4
+        and fluency["samples"] + fluency["left_out"] + fluency["empty"] == 6
+    )
+    assert record["models"]["judge"]["training_data"] == "jigsaw-2018"
