@@ -165,7 +165,7 @@ def run(config: GroupsConfig, *, dry_run: bool = False) -> GroupsResult:
     if config.with_text:
         _check_texts(config, data, texts)
     figures = _write(config, None if dry_run else out, rows, queries, texts, data, mask)
-    notes = [*data.notes, *warnings]
+    notes = [*data.notes, *warnings, *_empty_stages(figures)]
     facts = {
         "stages": figures["stages"],
         "dropped": figures["dropped"],
@@ -316,13 +316,30 @@ def _write(
     }
 
 
+def _empty_stages(figures: dict[str, Any]) -> list[str]:
+    """A stage nothing is left of would otherwise be missed only when it is trained."""
+    notes = []
+    for s in figures["stages"]:
+        if not s["groups"]:
+            why = Counter(
+                {
+                    (d["stage"], d["reason"]): d["queries"]
+                    for d in figures["dropped"]
+                    if d["stage"] == s["name"]
+                }
+            )
+            notes.append(f"stage '{s['name']}' has no group{_hint(why)}")
+    return notes
+
+
 def _hint(dropped: Counter[tuple[str, str]]) -> str:
-    reason = dropped.most_common(1)[0][0][1] if dropped else ""
-    return {
+    """What to do about the commonest reason there is something to do about."""
+    hints = {
         "no_negative": ": pass --pool with candidates, --random-negatives 8, or --min-negatives 0 to train on in-batch "
         "negatives alone",
         "no_positive": ": lower --positive-from",
-    }.get(reason, "")
+    }
+    return next((hints[reason] for (_, reason), _ in dropped.most_common() if reason in hints), "")
 
 
 def _needed(rows: Sequence[StageRows], block: Sequence[str]) -> set[str]:

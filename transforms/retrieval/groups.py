@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 import pyarrow as pa
@@ -14,7 +14,7 @@ from schemas.fingerprint import derive_seed
 from schemas.groups import DROPPED_SCHEMA, GROUP_SCHEMA, MASK_SCHEMA, REJECTED_SCHEMA
 from schemas.judgments import READABLE
 from transforms.retrieval.mining import JUDGED, MiningRules, mine
-from transforms.retrieval.unify import LabelFilter, PositiveRule, label_sets, unify
+from transforms.retrieval.unify import LabelFilter, PositiveRule, label_sets, readable, unify
 
 REGIMES = ("auto", "single", "curriculum", "union")
 RANDOM = "random"
@@ -219,6 +219,7 @@ def stage_rows(
         "grade",
     )
     queries = one.select("query_id").unique()
+    judged = pl.concat([judged, _judged_elsewhere(stage, labels, one, queries)])
     found = pool.join(queries, on="query_id", how="semi").join(
         one.select("query_id", "doc_id", "grade"),
         on=["query_id", "doc_id"],
@@ -369,6 +370,31 @@ def mask_table(mask: pl.DataFrame, queries: Sequence[str]) -> pa.Table:
     ids = pl.DataFrame({"query_id": list(queries)}, schema={"query_id": pl.String})
     lists = mask.group_by("query_id").agg(pl.col("doc_id").unique().sort().alias("doc_ids"))
     return _to_arrow(ids.join(lists, on="query_id", how="inner", maintain_order="left"), MASK_SCHEMA)
+
+
+def _judged_elsewhere(
+    stage: Stage, labels: pl.DataFrame, one: pl.DataFrame, queries: pl.DataFrame
+) -> pl.DataFrame:
+    """What labels of other stages call negative: human labels seldom say no, and the judges' no is there to be used.
+
+    Only where nobody said yes, which the mask sees to.
+    """
+    everybody = replace(stage.labels, label_source=None)
+    rows = readable(everybody.apply(labels)).with_columns(stage.rule.expression())
+    rows = rows.filter(pl.col("positive").not_().fill_null(False)).join(queries, on="query_id", how="semi")
+    rows = rows.join(one.select("query_id", "doc_id"), on=["query_id", "doc_id"], how="anti")
+    return (
+        rows.sort("grade", descending=True, nulls_last=True, maintain_order=True)
+        .unique(["query_id", "doc_id"], keep="first", maintain_order=True)
+        .select(
+            "query_id",
+            "doc_id",
+            pl.lit(JUDGED).alias("source"),
+            pl.col("pool_rank").cast(pl.Int32).alias("rank"),
+            pl.lit(None, pl.Float64).alias("score"),
+            "grade",
+        )
+    )
 
 
 def _barred(rows: pl.DataFrame, mask: pl.DataFrame, why: str) -> pl.DataFrame:
