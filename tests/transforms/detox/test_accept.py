@@ -135,6 +135,52 @@ def test_the_best_candidate_that_passes_wins_and_is_recorded():
     assert after == [{"score": 0, "labels": [0, 0]}]
 
 
+def test_unusable_candidates_are_refused_each_for_its_reason_and_counted():
+    class Unclosed(Says):
+        def _answer(self, text, rng):
+            answer, finish = super()._answer(text, rng)
+            return answer, "length" if answer == "You never finish" else finish
+
+    source = "You idiot there, all of it."
+    batch, counts = detoxed(
+        [source],
+        model=Unclosed(
+            "You never finish",  # its tag is never closed
+            "...",  # closed, and nothing in it
+            "You there, all of it. " + "And more of it, on and on. " * 2,  # overlong
+            source,
+            "you  IDIOT there, all of it.",  # the source once more, in other spaces and case
+            "You there, all of it.",
+        ),
+        options=only("candidate", min_similarity=0, length_slack=0),
+    )
+    (edit,) = edits_of(batch)
+    reasons = {c["text"]: c["reasons"] for c in edit["candidates"]}
+    assert len(reasons) == len(edit["candidates"]) == 5  # both copies are one candidate
+    assert reasons["You never finish"] == ["unparsed"] and "empty" in reasons["..."]
+    assert [r for text, r in reasons.items() if text.startswith("You there, all of it. And")] == [
+        ["too_long"]
+    ]
+    assert "copy" in reasons[source] and edit["after"] == "You there, all of it."
+    measured = [c for c in edit["candidates"] if c["reasons"] in (["unparsed"], ["empty"])]
+    assert len(measured) == 2 and all(c["toxicity"] is c["similarity"] is None for c in measured)
+    assert measured == edit["candidates"][-2:]  # what was not measured stands behind all that was
+    for reason in ("unparsed", "empty", "too_long", "copy"):
+        assert counts[f"reject.{reason}"] == 1
+
+
+def test_candidates_that_say_the_same_are_one_the_first_of_them():
+    batch, _ = detoxed(
+        ["You idiot there"],
+        model=Says("You one there", "YOU ONE  there", "You two there"),
+        options=only("candidate", min_similarity=0),
+    )
+    (edit,) = edits_of(batch)
+    assert [c["text"] for c in edit["candidates"]] == ["You one there", "You two there"]
+    first = edit["candidates"][0]
+    assert (first["temperature"], edit["temperature"]) == (0.5, 0.5)
+
+
 def test_equal_fusion_scores_are_settled_by_the_order_of_sampling():
     batch, _ = detoxed(
         ["You idiot there"],
