@@ -88,11 +88,24 @@ def verify_output(url: str, *, compare: bool = True, options: dict[str, Any] | N
                 _compare(source, output, entry, manifest["input"]["text_column"], verdict)
             except (ValueError, KeyError, pa.ArrowException) as error:
                 verdict.problems.append(f"{entry['path']}: {error}")
+    verdict.problems += _check_index(output, manifest.get("index"))
     return verdict
 
 
+def _check_index(output: Folder, entry: dict[str, Any] | None) -> list[str]:
+    """The files of an index against their hashes."""
+    problems = []
+    for part in [*entry["parts"], entry["ids"]] if entry else []:
+        name = f"{entry['folder']}/{part['file']}" if entry else ""
+        problems.append(_check_bytes(output, name, part["bytes"], part["sha256"]))
+    return [p for p in problems if p]
+
+
 def _check_file(output: Folder, entry: dict[str, Any]) -> str | None:
-    name = f"data/{entry['path']}"
+    return _check_bytes(output, f"data/{entry['path']}", entry["bytes"], entry["sha256"])
+
+
+def _check_bytes(output: Folder, name: str, bytes_: int, sha256: str) -> str | None:
     if not output.exists(name):
         return f"{name}: missing"
     state, size = hashlib.sha256(), 0
@@ -100,9 +113,9 @@ def _check_file(output: Folder, entry: dict[str, Any]) -> str | None:
         while block := file.read(_BLOCK):
             state.update(block)
             size += len(block)
-    if size != entry["bytes"]:
-        return f"{name}: {size} bytes, the manifest says {entry['bytes']}"
-    if state.hexdigest() != entry["sha256"]:
+    if size != bytes_:
+        return f"{name}: {size} bytes, the manifest says {bytes_}"
+    if state.hexdigest() != sha256:
         return f"{name}: its sha256 is not the manifest's"
     return None
 

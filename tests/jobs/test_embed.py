@@ -114,6 +114,11 @@ def test_vectors_stand_row_by_row_beside_an_unchanged_corpus(corpus, model, embe
         assert status == ("truncated" if i % 7 == 3 else "ok")
         assert tokens == done.tokens[0] and windows == 1 and norm == pytest.approx(done.norms[0])
     assert verify_output(str(embedded)).problems == []
+    part = next((embedded / "index").rglob("part-*.faiss"))
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "sha256" in verify_output(str(embedded), compare=False).problems[0]
+    part.write_bytes(whole)
 
 
 def test_the_manifest_says_what_was_done(embedded):
