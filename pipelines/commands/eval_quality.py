@@ -223,7 +223,7 @@ def rewrites(
     fluency: Annotated[
         str,
         typer.Option(
-            help="FL by lm:MODEL (surprisal), hf:FOLDER (a classifier of acceptability), or none.",
+            help="FL by lm:MODEL, ngram (no model needed), hf:FOLDER (a classifier of acceptability), or none.",
             rich_help_panel="Measuring",
         ),
     ] = "lm:smollm2",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from models.metrics.acceptability import Acceptability, fit_acceptability, surprisal_features
 from models.protocols import LanguageModel, ModelInfo
+from models.scorers.fluency import load_fluency_scorer
 from pipelines.evaluation.progress import counting
 from pipelines.evaluation.tables import read_table
 from schemas.errors import InputError, ModelError
@@ -72,8 +73,9 @@ def load_fluency(
     """Load a measure by name.
 
     Args:
-        name: `lm:MODEL` (surprisal under a language model, calibrated on whole and broken sentences), `hf:FOLDER` (a
-            classifier trained on judgments of acceptability, such as CoLA's), or `none` (every output is fluent).
+        name: `lm:MODEL` (surprisal under a language model together with word classes, calibrated on whole and broken
+            sentences), `ngram` (word classes alone: next to no cost), `hf:FOLDER` (a classifier trained on judgments of
+            acceptability, such as CoLA's), or `none` (every output is fluent).
         cache: Where scores are remembered.
         text: For `lm:`: whole sentences to calibrate on; None takes what was fitted for the embedded model.
         label: For `hf:`: the label that means acceptable; by default one called so, or the second of two.
@@ -90,12 +92,14 @@ def load_fluency(
     how = dict(options or {})
     if name == "none":
         return Fluency("FL is not measured: it is 1 for every output with something left.", 0.0, None, _ones)
+    if name == "ngram":
+        return _by_word_classes()
     if kind == "lm" and rest:
         return _by_surprisal(rest, cache, text, seed, how, progress, storage_options)
     if kind == "hf" and rest:
         how.pop("dtype", None)
         return _by_classifier(name, cache, label, how)
-    raise InputError(f"--fluency {name}: pass lm:MODEL, hf:FOLDER or none")
+    raise InputError(f"--fluency {name}: pass lm:MODEL, ngram, hf:FOLDER or none")
 
 
 def calibrate(
@@ -129,21 +133,51 @@ def calibrate(
     )
     chosen = chosen[:MOST_SENTENCES]
     pool = sorted({w for s in chosen for w in s.split() if w.isalpha()})
-    broken = [b[0] if (b := corrupt(s, seed, pool)) else None for s in chosen]
-    texts = [*chosen, *(b for b in broken if b is not None)]
-    features = dict(zip(texts, surprisal_features(_surprisals(model, texts, cache, tell)), strict=True))
-    held = [derive_seed(seed, "held", s) / 2**63 < _HELD for s in chosen]
+    kinds: dict[bool, tuple[list[str], list[str]]] = {False: ([], []), True: ([], [])}
+    for sentence in chosen:
+        whole, broken = kinds[derive_seed(seed, "held", sentence) / 2**63 < _HELD]
+        whole.append(sentence)
+        found = corrupt(sentence, seed, pool)
+        broken.extend([found[0]] if found else [])
+    return fit_to(model, *kinds[False], held=kinds[True], cache=cache, source=source, seed=seed, tell=tell)
 
-    def part(values: Sequence[str | None], of_held: bool) -> Array:
-        rows = [features[v] for v, h in zip(values, held, strict=True) if v is not None and h == of_held]
-        return np.array(rows) if rows else np.zeros((0, 1))
 
+def fit_to(
+    model: LanguageModel,
+    whole: Sequence[str],
+    broken: Sequence[str],
+    *,
+    held: tuple[Sequence[str], Sequence[str]],
+    cache: RequestCache | None,
+    source: str = "",
+    seed: int = 0,
+    tell: Tell = lambda n: None,
+) -> Acceptability:
+    """As `calibrate`, on given sentences.
+
+    Args:
+        model: Any language model that scores tokens.
+        whole: Whole sentences.
+        broken: Broken ones.
+        held: Whole and broken ones for the threshold and the quality.
+        cache: Where surprisals are remembered.
+        source: Named in the record.
+        seed: Likewise.
+        tell: Called with how many more texts are scored.
+    """
+    features = [_features(model, texts, cache, tell) for texts in (whole, broken, *held)]
     return fit_acceptability(
-        part(chosen, False),
-        part(broken, False),
-        held_whole=part(chosen, True),
-        held_broken=part(broken, True),
-        of={"model": model.info.name, "revision": model.info.revision, "sentences": source, "seed": seed},
+        features[0],
+        features[1],
+        held_whole=features[2],
+        held_broken=features[3],
+        of={
+            "model": model.info.name,
+            "revision": model.info.revision,
+            "word_classes": load_fluency_scorer().info.revision,
+            "sentences": source,
+            "seed": seed,
+        },
     )
 
 
@@ -162,7 +196,8 @@ def _by_surprisal(
     fitted: Acceptability | None = None
     if text is None:
         fitted = Acceptability.load(SHIPPED)
-        if fitted.of.get("revision") != info.revision:
+        expected = (info.revision, load_fluency_scorer().info.revision)
+        if (fitted.of.get("revision"), fitted.of.get("word_classes")) != expected:
             raise ModelError(
                 f"--fluency lm:{name}: nothing says what is surprising to this model; pass --fluency-text FILE with whole "
                 "sentences to calibrate it on"
@@ -179,16 +214,31 @@ def _by_surprisal(
     kept = fitted
 
     def compute(texts: Sequence[str], tell: Tell) -> Array:
-        return kept.score(surprisal_features(_surprisals(model, texts, cache, tell)))
+        return kept.score(_features(model, texts, cache, tell))
 
     quality = kept.quality
-    words = (
-        f"FL is 1 where the surprisal of {name} looks like that of a whole sentence rather than a broken one: the threshold "
-        f"passes {100 * quality['whole_passed']:.0f} % of whole sentences and refuses {100 * quality['broken_refused']:.0f} % of "
-        f"broken ones (AUC {quality['auc']:.2f}); it is a rough measure."
-    )
+    words = f"FL is 1 where {name} and word classes find a whole sentence rather than a broken one{_how_good(quality)}"
     record = {"quality": quality, "of": kept.of}
     return Fluency(words, kept.threshold, model.info, compute, record)
+
+
+def _by_word_classes() -> Fluency:
+    scorer = load_fluency_scorer()
+
+    def compute(texts: Sequence[str], tell: Tell) -> Array:
+        tell(len(texts))
+        return np.asarray(scorer.score(texts)[:, 0], np.float64)
+
+    quality = scorer.weights.quality
+    words = f"FL is 1 where word classes follow each other as in a whole sentence rather than a broken one{_how_good(quality)}"
+    return Fluency(words, scorer.weights.threshold, scorer.info, compute, {"quality": quality})
+
+
+def _how_good(quality: Mapping[str, Any]) -> str:
+    return (
+        f": the threshold passes {100 * quality['whole_passed']:.0f} % of whole sentences and refuses "
+        f"{100 * quality['broken_refused']:.0f} % of those broken on purpose (AUC {quality['auc']:.2f}). A rough measure."
+    )
 
 
 def _by_classifier(
@@ -235,11 +285,13 @@ def _acceptable_label(config: Mapping[str, Any], name: str) -> str:
     )
 
 
-def _surprisals(
-    model: LanguageModel, texts: Sequence[str], cache: RequestCache | None, tell: Tell
-) -> list[npt.NDArray[np.float32]]:
-    """Of each text and its end: how a model takes to a line break says whether something had to follow."""
-    return surprisals_cached(model, [f"{' '.join(t.split())}\n" for t in texts], cache, tell)
+def _features(model: LanguageModel, texts: Sequence[str], cache: RequestCache | None, tell: Tell) -> Array:
+    """What is known of n texts: the shape of their surprisal, and how their word classes follow each other."""
+    if not texts:
+        return np.zeros((0, 1))
+    # With its end: how a model takes to a line break says whether something had to follow.
+    nats = surprisals_cached(model, [f"{' '.join(t.split())}\n" for t in texts], cache, tell)
+    return np.column_stack([surprisal_features(nats), load_fluency_scorer().logits(texts)])
 
 
 def _ones(texts: Sequence[str], tell: Tell) -> Array:

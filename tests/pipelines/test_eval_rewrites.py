@@ -171,6 +171,12 @@ def test_bad_input_is_one_line(tmp_path, parts, pairs, changes, error, match):
     assert "\n" not in str(caught.value)
 
 
+def test_word_classes_alone_need_no_model(tmp_path, parts, pairs):
+    result = run(config(tmp_path, parts, inputs=(str(pairs),), systems={"ours": "ours"}, fluency="ngram"))
+    assert result.record["fluency"]["quality"]["auc"] > 0.75 and "word classes" in result.fluency
+    assert result.record["models"]["fluency"]["name"] == "fluency"
+
+
 def test_another_language_model_has_to_be_calibrated(tmp_path, parts, pairs):
     from tests.models.tiny_lm import save_tiny_lm
 
@@ -186,5 +192,5 @@ def test_another_language_model_has_to_be_calibrated(tmp_path, parts, pairs):
         tmp_path, parts, inputs=(str(pairs),), fluency=tiny, fluency_text=str(tmp_path / "whole.jsonl")
     )
     result = run(settings)
-    assert "broken ones" in result.fluency
+    assert "broken on purpose" in result.fluency
     assert result.record["fluency"]["quality"]["whole_passed"] >= 0.85

@@ -1,0 +1,190 @@
+"""Rewriting systems on 1,000 held-out rows of ParaDetox: STA, SIM, FL and J, with the commands that make them.
+
+    python -m benchmarks.rewrites prepare [--data ../shared/data] [--work runs/rewrites]
+    python -m benchmarks.rewrites fluency [--work runs/rewrites]
+    python -m benchmarks.rewrites judge   [--work runs/rewrites]
+    python -m benchmarks.rewrites measure [--work runs/rewrites] [--judge NAME] [--system NAME=OUT ...] [--common]
+
+`prepare` writes the rows the rewriter's adapter never saw, neither in training nor when runs were chosen between (the
+split of `benchmarks/adapter.py`, by a hash of the toxic text), and the other rows' sentences for the fluency model.
+`fluency` fits that (written to `models/metrics/`), `judge` fits a character n-gram judge on DGHS and Davidson's tweets,
+which share neither data nor features with the job's ranker. A run to be measured is made from the prepared rows:
+
+    tamis detox WORK/held_out.parquet --text-column toxic --output OUT [...]
+
+`measure` is `tamis eval rewrites` over these rows; its figures go to `benchmarks/results/rewrites.json`, one entry a
+judge. Texts stay in WORK, which is not part of the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.adapter import split_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "rewrites.json"
+NEUTRAL = ("neutral1", "neutral2", "neutral3")
+JUDGE_NAME = "ngram-dghs-davidson"
+MIXTURE = 2400  # sentences the mixture with surprisal is fitted on
+PENALTY = 2.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("prepare", "fluency", "judge", "measure"))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "rewrites")
+    parser.add_argument("--judge", default="")
+    parser.add_argument("--system", action="append", default=[], metavar="NAME=OUT")
+    parser.add_argument("--common", action="store_true", help="only rows every system was run on")
+    parser.add_argument("--limit", type=int, default=0)
+    parser.add_argument("--against", default=None)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.part == "prepare":
+        prepare(args.data, args.work)
+    elif args.part == "fluency":
+        fit_fluency(args.work)
+    elif args.part == "judge":
+        fit_judge(args.data, args.work)
+    else:
+        measure(args)
+
+
+def prepare(data: Path, work: Path) -> None:
+    """Write `held_out.parquet` and `sentences.parquet`."""
+    path = data / "detox" / "paradetox_dev.tsv"
+    if not path.exists():
+        sys.exit(f"{path}: the development data are not here; pass --data")
+    with path.open(encoding="utf-8", newline="") as stream:
+        dealt = split_rows(list(csv.DictReader(stream, delimiter="\t")))
+    held = dealt["held_out"]
+    columns = {"id": [f"p{i}" for i in range(len(held))], "toxic": [r["toxic"] for r in held]}
+    columns |= {name: [r[name] or None for r in held] for name in NEUTRAL}
+    pq.write_table(pa.table(columns), work / "held_out.parquet")
+    others = {name: _sentences(dealt[name]) for name in ("train", "choose")}
+    table = {
+        "text": [t for texts in others.values() for t in texts],
+        "split": [name for name, texts in others.items() for _ in texts],
+    }
+    pq.write_table(pa.table(table), work / "sentences.parquet")
+    print(f"{len(held):,} held-out rows, {len(table['text']):,} sentences of other rows in {work}")
+
+
+def _sentences(rows: list[dict[str, str]]) -> list[str]:
+    return [r[name].strip() for r in rows for name in NEUTRAL if (r[name] or "").strip()]
+
+
+def fit_fluency(work: Path) -> None:
+    """Fit what `--fluency lm:smollm2` and `--fluency ngram` use, and write both into the package.
+
+    The word classes are fitted on most sentences of the training rows, the mixture with surprisal on 2,400 others;
+    thresholds and quality come from the rows that chose between runs, none of which is among the held-out rows.
+    """
+    from models import registry
+    from models.scorers import fluency
+    from pipelines.evaluation.fluency import SHIPPED, fit_to
+    from pipelines.evaluation.progress import counting
+    from transforms.evaluation.corruptions import corrupt
+    from transforms.shards.cache import RequestCache
+
+    sentences = pq.read_table(work / "sentences.parquet")
+    rows, split = sentences.column("text").to_pylist(), sentences.column("split").to_pylist()
+    train = [t for t, s in zip(rows, split, strict=True) if s == "train"]
+    choose = [t for t, s in zip(rows, split, strict=True) if s == "choose"]
+    pool = sorted({w for t in train[:3000] for w in re.findall(r"[a-zA-Z']+", t)})
+    random.Random(0).shuffle(train)
+    mixture = train[:MIXTURE]
+    seen = {*mixture, *choose}
+    classes = [t for t in dict.fromkeys(train) if t not in seen]
+
+    def break_all(texts: list[str], seeds: tuple[int, ...] = (0,)) -> list[str]:
+        return [b[0] for t in texts for seed in seeds if (b := corrupt(t, seed, pool))]
+
+    held = (choose, break_all(choose))
+    scorer = fluency.fit_fluency(
+        classes,
+        break_all(classes, (1, 2)),
+        held_whole=held[0],
+        held_broken=held[1],
+        inverse_penalty=PENALTY,
+        training_data="paradetox-neutral",
+    )
+    scorer.save(fluency.SHIPPED)
+    print("word classes", json.dumps(scorer.weights.quality))
+    model = registry.load("lm", "smollm2", threads=1)
+    with counting("sentences scored", 2 * (len(mixture) + len(choose))) as tell:
+        fitted = fit_to(
+            model,
+            mixture,
+            break_all(mixture),
+            held=held,
+            cache=RequestCache(str(work / "cache")),
+            source="ParaDetox (CC0), neutral sides of training rows",
+            tell=tell,
+        )
+    fitted.save(SHIPPED)
+    print("with surprisal", json.dumps(fitted.quality))
+
+
+def fit_judge(data: Path, work: Path) -> None:
+    """Fit the judge by the command a user would type."""
+    from pipelines.cli import main as tamis
+
+    detox = data / "detox"
+    sets = [
+        f"{detox / 'dghs_dev_both_labels.csv'},label=label,positive=hate",
+        f"{detox / 'davidson_labeled.csv'},text=tweet,label=class,positive=0+1",
+    ]
+    tag = ["--training-data", "dghs+davidson"]
+    tamis(["train", "ngram", *sets, "-o", str(work / JUDGE_NAME), *tag])
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Run the evaluation and keep its figures."""
+    from pipelines.eval_rewrites import RewritesEvalConfig, print_result, run
+
+    judge = args.judge or f"ngram:{args.work / JUDGE_NAME}"
+    short = Path(judge.partition(":")[2]).name or judge
+    config = RewritesEvalConfig(
+        inputs=(str(args.work / "held_out.parquet"),),
+        output=str(args.work / f"eval-{short}"),
+        source="toxic",
+        systems=dict(item.split("=", 1) for item in args.system),
+        references=NEUTRAL,
+        judge=judge,
+        against=args.against,
+        common=args.common,
+        limit=args.limit,
+        cache=str(args.work / "cache"),
+        progress="plain",
+    )
+    result = run(config)
+    print_result(result)
+    found: dict[str, Any] = json.loads(args.results.read_text()) if args.results.exists() else {}
+    found[short] = _without_places(result.record, args.work)
+    args.results.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _without_places(record: dict[str, Any], work: Path) -> dict[str, Any]:
+    """The figures without folders of the machine they were made on."""
+    text = json.dumps(record)
+    for place in (str(work.resolve()), str(work), str(ROOT)):
+        text = text.replace(place, "WORK")
+    return dict(json.loads(text))
+
+
+if __name__ == "__main__":
+    main()
