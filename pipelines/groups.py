@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.training.groups import DrawPolicy
 from pipelines.retrieval.folder import TableFolder, input_fingerprints
+from pipelines.retrieval.groups_page import Seen, render
 from pipelines.retrieval.inputs import read_all
 from schemas.errors import InputError
 from schemas.groups import DROPPED_SCHEMA, GROUP_SCHEMA, MASK_SCHEMA, REJECTED_SCHEMA
@@ -164,7 +165,8 @@ def run(config: GroupsConfig, *, dry_run: bool = False) -> GroupsResult:
     texts = dict(zip(data.queries["query_id"].to_pylist(), data.queries["text"].to_pylist(), strict=True))
     if config.with_text:
         _check_texts(config, data, texts)
-    figures = _write(config, None if dry_run else out, rows, queries, texts, data, mask)
+    seen = Seen()
+    figures = _write(config, None if dry_run else out, rows, queries, texts, data, mask, seen)
     notes = [*data.notes, *warnings, *_empty_stages(figures)]
     facts = {
         "stages": figures["stages"],
@@ -181,6 +183,7 @@ def run(config: GroupsConfig, *, dry_run: bool = False) -> GroupsResult:
     totals = figures["totals"]
     if dry_run:
         return GroupsResult(config.output, "planned", {"totals": totals, **facts})
+    out.write_text("report.html", render({"config": settings, "totals": totals, **facts}, seen))
     return GroupsResult(config.output, "finished", out.finish(totals, **facts))
 
 
@@ -268,6 +271,7 @@ def _write(
     texts: dict[str, str | None],
     data: RetrievalData,
     mask: pl.DataFrame,
+    seen: Seen,
 ) -> dict[str, Any]:
     """Write shard by shard; each takes its documents from the corpus in one pass."""
     if out is not None:
@@ -295,6 +299,7 @@ def _write(
                 need_text=config.with_text,
             )
             _count(shard, figures, dropped, rejected)
+            seen.look(r.stage.name, shard)
             if out is not None:
                 name = f"{r.number}-{r.stage.name}/part-{number:05d}.parquet"
                 out.write("data", name, shard.groups, GROUP_SCHEMA)
@@ -396,4 +401,4 @@ def print_result(result: GroupsResult) -> None:
     for note in m["notes"]:
         console.print(note, soft_wrap=True)
     if result.state != "planned":
-        console.print(f"groups: {result.output}/data", soft_wrap=True)
+        console.print(f"groups: {result.output}/data   report: {result.output}/report.html", soft_wrap=True)

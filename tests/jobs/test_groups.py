@@ -81,6 +81,15 @@ def test_groups_hold_whole_lists_with_provenance(tmp_path):
     assert schema.equals(GROUP_SCHEMA)
 
 
+def test_the_page_shows_groups_and_what_was_left_out(tmp_path):
+    make(tmp_path / "out", pools=(RUN,), relative_margin=0.5)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "6 training groups" in page
+    assert "why does sourdough rise" in page
+    assert "relative_margin" in page
+    assert "no_label" in page
+
+
 def test_the_trainer_draws_from_what_is_there(tmp_path):
     make(tmp_path / "out", pools=(RUN,))
     row = by_query(tmp_path / "out")["q1"]
