@@ -22,8 +22,8 @@ from transforms.shards.engine import CACHE, Job
 from transforms.shards.files import Folder
 from transforms.shards.formats import UnitLimits
 
-# Rows in flight hold their vectors: 4,096 of 1,024 float32 are 16 MB.
-_LIMITS = UnitLimits(rows=4096, bytes=8 << 20)
+# Some ten seconds of a small model on one core: what progress is shown by, and what workers share out.
+_LIMITS = UnitLimits(rows=1024, bytes=2 << 20)
 _MAX_UNITS = 100_000
 
 
@@ -186,9 +186,17 @@ def run(config: EmbedConfig, settings: RunSettings) -> RunResult:
     job = build_job(config)
     result = run_job(job, config.input, settings)
     if result.manifest is None:
-        return result
-    Folder(config.output, **config.storage_options).remove(CACHE)  # only what is not finished needs it
+        later = (
+            f"; when it has finished, run: tamis index {config.output} --kind {config.index.kind}"
+            if config.index
+            else ""
+        )
+        return replace(result, detail=result.detail + later) if result.detail else result
+    output = Folder(config.output, **config.storage_options)
+    output.remove(CACHE)  # only what is not finished needs it
     if config.index is None:
+        if "index" not in result.manifest:
+            output.remove("index")  # of rows that are no longer the same
         return result
     notify: Callable[[str], None] = lambda line: None  # noqa: E731
     if settings.progress != "quiet":

@@ -41,7 +41,7 @@ class IndexSpec:
         part_mb: Megabytes of vectors a part: what building holds in memory.
         train_mb: Megabytes of vectors trained on, at most.
         seed: Of the training, and of which vectors are drawn.
-        threads: Of FAISS, while building.
+        threads: Of FAISS, while building. With more than one a graph is another every time.
     """
 
     kind: str = "ivf"
@@ -103,8 +103,11 @@ class IndexSpec:
         return min(vectors, max(_LEAST_POINTS, self.train_mb * 1_000_000 // (4 * dimension)))
 
 
-def load_faiss(threads: int = 1) -> Any:
+def load_faiss(threads: int | None = None) -> Any:
     """FAISS, or one line on how to get it.
+
+    Args:
+        threads: Of this process from now on; None leaves them as they are.
 
     Raises:
         ModelError: It is not installed.
@@ -113,7 +116,8 @@ def load_faiss(threads: int = 1) -> Any:
         import faiss
     except ImportError as error:
         raise ModelError("an index needs faiss; run: pip install 'tamis[models]'") from error
-    faiss.omp_set_num_threads(threads)
+    if threads is not None:
+        faiss.omp_set_num_threads(threads)
     return faiss
 
 
