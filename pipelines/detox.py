@@ -63,6 +63,8 @@ def build_job(config: DetoxConfig, trained: ToxicModel | None = None) -> Job:
     contrast_options = config.contrast_options() if "socd" in config.localize.sources else ()
     if contrast_options:
         infos.append(registry.describe("lm", config.model, **dict(contrast_options)))
+    if "tagger" in config.localize.sources:
+        infos.append(registry.describe("tagger", config.localize.tagger or ""))
     if trained is not None:
         infos.append(trained.info)
     if config.gate.gate == "cascade":
@@ -85,6 +87,7 @@ def build_job(config: DetoxConfig, trained: ToxicModel | None = None) -> Job:
             classifier_options=scorer_options,
             contrast=config.model if contrast_options else None,
             contrast_options=contrast_options,
+            tagger_options=(("threads", config.threads),),
         ),
         *rewriting,
         AcceptRewrites(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from models.protocols import Sampling
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
-Source = Literal["lexicon", "occlusion", "socd"]
+Source = Literal["lexicon", "occlusion", "socd", "tagger"]
 Rung = Literal["candidate", "span_edit", "redact", "drop_segment", "drop_document", "flag"]
 Condition = Literal[
     "toxicity",
@@ -95,7 +95,11 @@ class LocalizeOptions(_Options):
     sources: tuple[Source, ...] = Field(
         default=("lexicon", "occlusion"),
         description="Localisers whose spans are united: lexicon (listed words), occlusion (words without which the "
-        "classifier's score falls), socd (words a toxic model prefers; needs one).",
+        "classifier's score falls), socd (words a toxic model prefers; needs one), tagger (what a trained tagger marks; "
+        "needs `tagger`).",
+    )
+    tagger: str | None = Field(
+        default=None, description="Tagger: its name, hf:FOLDER as `tamis train spans` writes it."
     )
     min_drop: Probability = Field(
         default=0.5,
@@ -114,6 +118,12 @@ class LocalizeOptions(_Options):
         default=0.1,
         description="SoCD: share of a word's odds that steering takes away, from which it is a span.",
     )
+
+    @model_validator(mode="after")
+    def _tagger_named(self) -> LocalizeOptions:
+        if "tagger" in self.sources and not self.tagger:
+            raise ValueError("source tagger needs the tagger's name: localize.tagger=hf:FOLDER")
+        return self
 
 
 class SamplingOptions(_Options):

@@ -34,6 +34,7 @@ from transforms.detox.options import (
 from transforms.detox.rewrite import rewrite_toxic_segments
 from transforms.detox.segment import segment_text
 from transforms.detox.socd_spans import SoCDLocalizer
+from transforms.detox.tagger_spans import TaggerLocalizer
 from transforms.shards.steps import StepContext
 
 # Options of a model, as sorted (name, value) pairs: hashable, so that the registry can tell models apart by them.
@@ -125,6 +126,7 @@ class LocalizeToxicSpans:
         classifier_options: Its options.
         contrast: Name of the language model that localises by contrast with a toxic one (the rewriter's).
         contrast_options: Its options, the toxic model among them; with the rewriter's, weights are shared.
+        tagger_options: Options of the tagger that `options` names.
         cache_scores: Remember the classifier's scores in the request cache.
         label: Name of the step.
     """
@@ -136,6 +138,7 @@ class LocalizeToxicSpans:
     classifier_options: ModelOptions = ()
     contrast: str | None = None
     contrast_options: ModelOptions = ()
+    tagger_options: ModelOptions = ()
     cache_scores: bool = (
         False  # a look-up costs what the embedded classifier does, and nothing else asks for these
     )
@@ -179,6 +182,8 @@ class LocalizeToxicSpans:
                 raise ModelError("localiser socd needs a base and a toxic language model, and none is named")
             model = _load("lm", self.contrast, self.contrast_options)
             out.append(SoCDLocalizer(model, self.options.socd_threshold, context.cache))
+        if "tagger" in self.options.sources and self.options.tagger:
+            out.append(TaggerLocalizer(_load("tagger", self.options.tagger, self.tagger_options)))
         return out
 
 
