@@ -7,8 +7,8 @@
 
 `prepare` writes the rows the rewriter's adapter never saw, neither in training nor when runs were chosen between (the
 split of `benchmarks/adapter.py`, by a hash of the toxic text), and the other rows' sentences for the fluency model.
-`fluency` fits that (written to `models/metrics/`), `judge` fits a character n-gram judge on DGHS and Davidson's tweets,
-which share neither data nor features with the job's ranker. A run to be measured is made from the prepared rows:
+`fluency` fits that (written into the package), `judge` fits character n-gram judges on DGHS, Davidson's tweets and (one of
+them) ParaDetox's training rows, which share neither data nor features with the job's ranker. A run to be measured is made from the prepared rows:
 
     tamis detox WORK/held_out.parquet --text-column toxic --output OUT [...]
 
@@ -35,7 +35,10 @@ from benchmarks.adapter import split_rows
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "rewrites.json"
 NEUTRAL = ("neutral1", "neutral2", "neutral3")
-JUDGE_NAME = "ngram-dghs-davidson"
+JUDGES = {  # name -> with ParaDetox's training rows?
+    "ngram-dghs-davidson-paradetox": True,
+    "ngram-dghs-davidson": False,
+}
 MIXTURE = 2400  # sentences the mixture with surprisal is fitted on
 PENALTY = 2.0
 
@@ -56,9 +59,9 @@ def main() -> None:
     if args.part == "prepare":
         prepare(args.data, args.work)
     elif args.part == "fluency":
-        fit_fluency(args.work)
+        keep(args.results, "fluency", fit_fluency(args.work))
     elif args.part == "judge":
-        fit_judge(args.data, args.work)
+        fit_judges(args.data, args.work)
     else:
         measure(args)
 
@@ -80,6 +83,11 @@ def prepare(data: Path, work: Path) -> None:
         "split": [name for name, texts in others.items() for _ in texts],
     }
     pq.write_table(pa.table(table), work / "sentences.parquet")
+    domain = {
+        "text": [r["toxic"] for r in dealt["train"]] + others["train"],
+        "class": ["toxic"] * len(dealt["train"]) + ["neutral"] * len(others["train"]),
+    }
+    pq.write_table(pa.table(domain), work / "domain.parquet")
     print(f"{len(held):,} held-out rows, {len(table['text']):,} sentences of other rows in {work}")
 
 
@@ -87,17 +95,19 @@ def _sentences(rows: list[dict[str, str]]) -> list[str]:
     return [r[name].strip() for r in rows for name in NEUTRAL if (r[name] or "").strip()]
 
 
-def fit_fluency(work: Path) -> None:
+def fit_fluency(work: Path) -> dict[str, Any]:
     """Fit what `--fluency lm:smollm2` and `--fluency ngram` use, and write both into the package.
 
     The word classes are fitted on most sentences of the training rows, the mixture with surprisal on 2,400 others;
     thresholds and quality come from the rows that chose between runs, none of which is among the held-out rows.
     """
     from models import registry
+    from models.metrics.acceptability import fit_acceptability, surprisal_features
     from models.scorers import fluency
     from pipelines.evaluation.fluency import SHIPPED, fit_to
     from pipelines.evaluation.progress import counting
     from transforms.evaluation.corruptions import corrupt
+    from transforms.evaluation.likelihood import surprisals_cached
     from transforms.shards.cache import RequestCache
 
     sentences = pq.read_table(work / "sentences.parquet")
@@ -123,24 +133,43 @@ def fit_fluency(work: Path) -> None:
         training_data="paradetox-neutral",
     )
     scorer.save(fluency.SHIPPED)
-    print("word classes", json.dumps(scorer.weights.quality))
     model = registry.load("lm", "smollm2", threads=1)
+    cache, broken = RequestCache(str(work / "cache")), break_all(mixture)
     with counting("sentences scored", 2 * (len(mixture) + len(choose))) as tell:
         fitted = fit_to(
             model,
             mixture,
-            break_all(mixture),
+            broken,
             held=held,
-            cache=RequestCache(str(work / "cache")),
+            cache=cache,
             source="ParaDetox (CC0), neutral sides of training rows",
             tell=tell,
         )
     fitted.save(SHIPPED)
-    print("with surprisal", json.dumps(fitted.quality))
+
+    def shapes(texts: list[str]) -> Any:
+        return surprisal_features(
+            surprisals_cached(model, [f"{' '.join(t.split())}\n" for t in texts], cache)
+        )
+
+    alone = fit_acceptability(
+        shapes(mixture), shapes(broken), held_whole=shapes(held[0]), held_broken=shapes(held[1])
+    )
+    figures = {
+        "ngram": scorer.weights.quality,
+        "lm:smollm2": fitted.quality,
+        "surprisal alone": alone.quality,
+    }
+    print(json.dumps(figures, indent=1))
+    return figures
 
 
-def fit_judge(data: Path, work: Path) -> None:
-    """Fit the judge by the command a user would type."""
+def fit_judges(data: Path, work: Path) -> None:
+    """Fit the judges by the command a user would type.
+
+    The second knows hate and tweets only, and does not know this domain (its STA of people's rewrites says how well);
+    the first has also seen both sides of ParaDetox's training rows, none of them held out here.
+    """
     from pipelines.cli import main as tamis
 
     detox = data / "detox"
@@ -148,15 +177,21 @@ def fit_judge(data: Path, work: Path) -> None:
         f"{detox / 'dghs_dev_both_labels.csv'},label=label,positive=hate",
         f"{detox / 'davidson_labeled.csv'},text=tweet,label=class,positive=0+1",
     ]
-    tag = ["--training-data", "dghs+davidson"]
-    tamis(["train", "ngram", *sets, "-o", str(work / JUDGE_NAME), *tag])
+    for name, domain in JUDGES.items():
+        more = [f"{work / 'domain.parquet'},label=class,positive=toxic"] if domain else []
+        tag = "dghs+davidson+paradetox" if domain else "dghs+davidson"
+        try:
+            tamis(["train", "ngram", *sets, *more, "-o", str(work / name), "--training-data", tag])
+        except SystemExit as stopped:
+            if stopped.code:
+                raise
 
 
 def measure(args: argparse.Namespace) -> None:
     """Run the evaluation and keep its figures."""
     from pipelines.eval_rewrites import RewritesEvalConfig, print_result, run
 
-    judge = args.judge or f"ngram:{args.work / JUDGE_NAME}"
+    judge = args.judge or f"ngram:{args.work / next(iter(JUDGES))}"
     short = Path(judge.partition(":")[2]).name or judge
     config = RewritesEvalConfig(
         inputs=(str(args.work / "held_out.parquet"),),
@@ -173,9 +208,15 @@ def measure(args: argparse.Namespace) -> None:
     )
     result = run(config)
     print_result(result)
-    found: dict[str, Any] = json.loads(args.results.read_text()) if args.results.exists() else {}
-    found[short] = _without_places(result.record, args.work)
-    args.results.write_text(json.dumps(found, indent=1) + "\n")
+    name = f"{short}, {result.rows} rows"
+    keep(args.results, name, _without_places(result.record, args.work))
+
+
+def keep(path: Path, name: str, figures: dict[str, Any]) -> None:
+    """Put figures beside what is there."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found[name] = figures
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _without_places(record: dict[str, Any], work: Path) -> dict[str, Any]:

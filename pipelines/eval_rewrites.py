@@ -379,10 +379,11 @@ def _record(
 
 def print_result(result: RewritesResult) -> None:
     """Say what came of it."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from pipelines.evaluation.progress import wide_console
+
+    console = wide_console()
     table = Table(title=f"{result.rows:,} sentences", title_justify="left", box=None)
     has_overlap = any(x.chrf for x in result.systems.values())
     for heading in (

@@ -235,8 +235,9 @@ def _record(config: SpansEvalConfig, result: SpansResult) -> dict[str, Any]:
 
 def print_result(result: SpansResult) -> None:
     """Say what came of it."""
-    from rich.console import Console
     from rich.table import Table as RichTable
+
+    from pipelines.evaluation.progress import wide_console
 
     table = RichTable(
         title=f"{result.posts:,} posts, {result.toxic:,} with gold spans", title_justify="left", box=None
@@ -260,7 +261,7 @@ def print_result(result: SpansResult) -> None:
         table.add_row(
             f"({name})", f"{interval.mean:.4f}", f"{interval.low:.3f}-{interval.high:.3f}", "", "", "", ""
         )
-    console = Console()
+    console = wide_console()
     console.print(table)
     if result.missing:
         console.print(f"{result.missing:,} posts are not among the predictions and count as empty")

@@ -230,10 +230,11 @@ def _record(
 
 def print_result(result: UtilityResult) -> None:
     """Say what came of it."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from pipelines.evaluation.progress import wide_console
+
+    console = wide_console()
     if result.perplexity:
         table = Table(title=f"{result.documents:,} documents", title_justify="left", box=None)
         for heading in ("model", "perplexity", "bits/byte", f"against {result.against}", "p"):

@@ -6,7 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDTH = 110  # of a table of figures: cut off it says nothing, broken by a narrow terminal it can be read
 _EVERY = 20.0  # seconds between plain lines
 
 
@@ -40,3 +45,11 @@ def counting(what: str, total: int, mode: str = "auto") -> Iterator[Callable[[in
                 print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
         yield tell
+
+
+def wide_console() -> Console:
+    """A console on which a table of figures is not cut off."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.width >= _WIDTH else Console(width=_WIDTH)

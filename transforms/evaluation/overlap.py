@@ -50,7 +50,7 @@ def overlap(
         from sacrebleu.metrics import BLEU, CHRF
     except ModuleNotFoundError as error:
         raise ModelError("chrF and BLEU need sacrebleu; run: pip install 'tamis[eval]'") from error
-    chrf, bleu = CHRF(), BLEU(effective_order=False)
+    chrf, bleu = CHRF(), BLEU(force=True)
     each = np.full(len(outputs), np.nan)
     for i in rows:
         each[i] = chrf.sentence_score(outputs[i], list(references[i])).score
