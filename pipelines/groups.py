@@ -17,9 +17,12 @@ from schemas.errors import InputError
 from schemas.groups import DROPPED_SCHEMA, GROUP_SCHEMA, MASK_SCHEMA, REJECTED_SCHEMA
 from transforms.retrieval.collection import RetrievalData, document_ids, frame, pick_documents
 from transforms.retrieval.groups import (
+    LABEL_COLUMNS,
     RANDOM,
     GroupShard,
+    Stage,
     StageRows,
+    check_merges,
     false_negative_mask,
     find_copies,
     group_shard,
@@ -90,7 +93,7 @@ class GroupsConfig(BaseModel):
     max_positives: int = 4
     group_size: int = 8
     seed: int = 0
-    queries_per_shard: int = Field(50_000, ge=1)
+    queries_per_shard: int = Field(20_000, ge=1)
     overwrite: bool = False
     storage_options: dict[str, Any] = Field(default_factory=dict)
 
@@ -144,29 +147,23 @@ def run(config: GroupsConfig, *, dry_run: bool = False) -> GroupsResult:
         corpus_source=config.corpus_source,
         options=config.storage_options,
     )
-    labels, pool = data.labels(), frame(data.pool)
+    labels, pool = frame(data.judgments.select(LABEL_COLUMNS)), frame(data.pool)
     chosen = LabelFilter(
         config.label_source, config.annotators, config.signals, config.target_models, config.splits
     )
     by_source = _positive_rules(config)
     stages, warnings = make_stages(labels, config.regime, chosen, by_source, config.unify)
-    copies = _copies(config, data, labels)
-    mask = false_negative_mask(labels, [s.rule for s in stages], copies)
+    check_merges(stages, labels, across_targets=config.across_targets)
     queries = data.queries_with_labels_first()
     if config.splits:  # queries of other splits are no queries without labels
         inside = set(chosen.apply(labels)["query_id"])
         queries = [q for q in queries if q in inside]
-    if config.random_negatives:
-        pool = _with_random(config, data, queries, mask, pool)
-    rows = [
-        stage_rows(s, i, labels, pool, mask, rules, across_targets=config.across_targets)
-        for i, s in enumerate(stages)
-    ]
     texts = dict(zip(data.queries["query_id"].to_pylist(), data.queries["text"].to_pylist(), strict=True))
     if config.with_text:
         _check_texts(config, data, texts)
+    work = Work(stages, labels, pool, _copies(config, data, labels), _random_ids(config, data), rules)
     seen = Seen()
-    figures = _write(config, None if dry_run else out, rows, queries, texts, data, mask, seen)
+    figures = _write(config, None if dry_run else out, work, queries, texts, data, seen)
     notes = [*data.notes, *warnings, *_empty_stages(figures)]
     facts = {
         "stages": figures["stages"],
@@ -240,20 +237,17 @@ def _copies(config: GroupsConfig, data: RetrievalData, labels: pl.DataFrame) -> 
     return find_copies(pl.concat(parts), labels["doc_id"]) if parts else None
 
 
-def _with_random(
-    config: GroupsConfig, data: RetrievalData, queries: Sequence[str], mask: pl.DataFrame, pool: pl.DataFrame
-) -> pl.DataFrame:
-    import polars as pl
-
+def _random_ids(config: GroupsConfig, data: RetrievalData) -> list[str]:
+    """The documents random negatives are drawn from; none where none are wanted."""
+    if not config.random_negatives:
+        return []
     if config.sources and RANDOM not in config.sources:
         raise InputError(
             "--random-negatives draws candidates of the source random: add --negatives-from random"
         )
     if data.documents is None:
         raise InputError("--random-negatives draws from the corpus: pass --corpus")
-    ids = document_ids(data.documents)
-    drawn = random_candidates(queries, ids, mask, config.random_negatives, config.seed)
-    return pl.concat([pool, drawn.select(pool.columns)])
+    return document_ids(data.documents)
 
 
 def _check_texts(config: GroupsConfig, data: RetrievalData, texts: dict[str, str | None]) -> None:
@@ -263,32 +257,70 @@ def _check_texts(config: GroupsConfig, data: RetrievalData, texts: dict[str, str
         raise InputError("there are no texts of queries: pass --queries, or --ids-only")
 
 
+@dataclass(frozen=True)
+class Work:
+    """What groups are made of.
+
+    Attributes:
+        stages: In the order they are trained.
+        labels: All judgments.
+        pool: All candidates.
+        copies: Documents that say the same as another.
+        random_ids: Documents random negatives are drawn from.
+        rules: Which candidates become negatives.
+    """
+
+    stages: Sequence[Stage]
+    labels: pl.DataFrame
+    pool: pl.DataFrame
+    copies: pl.DataFrame | None
+    random_ids: Sequence[str]
+    rules: MiningRules
+
+    def block(self, config: GroupsConfig, queries: Sequence[str]) -> tuple[list[StageRows], pl.DataFrame]:
+        """The rows of some queries by stage, and their mask; nothing here looks at any other query."""
+        import polars as pl
+
+        ids = pl.DataFrame({"query_id": list(queries)}, schema={"query_id": pl.String})
+        labels = self.labels.join(ids, on="query_id", how="semi", maintain_order="left")
+        pool = self.pool.join(ids, on="query_id", how="semi", maintain_order="left")
+        mask = false_negative_mask(labels, [s.rule for s in self.stages], self.copies)
+        if self.random_ids:
+            drawn = random_candidates(queries, self.random_ids, mask, config.random_negatives, config.seed)
+            pool = pl.concat([pool, drawn.select(pool.columns)])
+        rows = [
+            stage_rows(s, i, labels, pool, mask, self.rules, across_targets=config.across_targets)
+            for i, s in enumerate(self.stages)
+        ]
+        return rows, mask
+
+
 def _write(
     config: GroupsConfig,
     out: TableFolder | None,
-    rows: Sequence[StageRows],
+    work: Work,
     queries: Sequence[str],
     texts: dict[str, str | None],
     data: RetrievalData,
-    mask: pl.DataFrame,
     seen: Seen,
 ) -> dict[str, Any]:
-    """Write shard by shard; each takes its documents from the corpus in one pass."""
+    """Write shard by shard: labels, candidates and documents of its queries are all a shard takes memory for."""
     if out is not None:
         out.start()
     size = config.queries_per_shard
     blocks = [queries[i : i + size] for i in range(0, len(queries), size)]
     stages: list[dict[str, Any]] = [
-        {"name": r.stage.name, "groups": 0, "positives": 0, "negatives": 0, "dropped": 0} for r in rows
+        {"name": s.name, "groups": 0, "positives": 0, "negatives": 0, "dropped": 0} for s in work.stages
     ]
     dropped: Counter[tuple[str, str]] = Counter()
     rejected: Counter[tuple[str, str]] = Counter()
     masked = 0
     for number, block in enumerate(blocks):
+        rows, mask = work.block(config, block)
         documents = None
         if config.with_text:
             assert data.documents is not None
-            documents = pick_documents(data.documents, _needed(rows, block))
+            documents = pick_documents(data.documents, _needed(rows))
         for r, figures in zip(rows, stages, strict=True):
             shard = group_shard(
                 r,
@@ -347,14 +379,11 @@ def _hint(dropped: Counter[tuple[str, str]]) -> str:
     return next((hints[reason] for (_, reason), _ in dropped.most_common() if reason in hints), "")
 
 
-def _needed(rows: Sequence[StageRows], block: Sequence[str]) -> set[str]:
-    import polars as pl
-
-    ids = pl.DataFrame({"query_id": list(block)}, schema={"query_id": pl.String})
+def _needed(rows: Sequence[StageRows]) -> set[str]:
     needed: set[str] = set()
     for r in rows:
         for part in (r.positives, r.negatives):
-            needed.update(part.join(ids, on="query_id", how="semi")["doc_id"].unique().to_list())
+            needed.update(part["doc_id"].unique().to_list())
     return needed
 
 

@@ -131,7 +131,7 @@ def run(config: AgreeConfig) -> AgreeResult:
     sets, tables = [], []
     for name in names:
         own = a.filter(set_name() == name)
-        one = unify(own, "majority", rule_a, across_targets=True)
+        one = unify(own, "majority", rule_a, across_targets=True, contributors=False)
         pairs, filled = agreement.paired(one, gold, config.unjudged)
         if not pairs.height:
             notes.append(f"{name}: no pair was judged by both sides")

@@ -137,7 +137,7 @@ def labels_to_write(
 
     rule = PositiveRule(config.positive_from, config.positive_value, config.positive_rank)
     rows = rows.with_row_index("place")
-    one = unify(rows, config.unify, rule, across_targets=config.across_targets)
+    one = unify(rows, config.unify, rule, across_targets=config.across_targets, contributors=False)
     read = rows.filter(pl.col("parse_status").is_in(list(READABLE))).height
     yes = pl.coalesce("binary", "positive").cast(pl.Int32)
     one = one.with_columns(pl.coalesce(pl.col("grade"), yes).alias("grade"))

@@ -480,7 +480,7 @@ def groups(
         int, typer.Option(help="Documents a group.", rich_help_panel="Draw (for the trainer)")
     ] = 8,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
-    queries_per_shard: Annotated[int, typer.Option(min=1, rich_help_panel="Running")] = 50_000,
+    queries_per_shard: Annotated[int, typer.Option(min=1, rich_help_panel="Running")] = 20_000,
     overwrite: Overwrite = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count, and write nothing.", rich_help_panel="Running")

@@ -154,9 +154,11 @@ def without_repeats(table: pa.Table, key: tuple[str, ...], what: str, where: str
         InputError: Two rows of one key say different things: nobody may choose silently between them.
     """
     rows = frame(table)
-    whole = rows.unique(maintain_order=True)
-    if whole.height == rows.height and not whole.select(key).is_duplicated().any():
+    # Rows of different hashes are different: the exact and costly look is for the rare rest (repeats, collisions).
+    hashes = rows.select(key).hash_rows()
+    if hashes.n_unique() == rows.height:
         return table, 0
+    whole = rows.unique(maintain_order=True)
     twice = whole.filter(whole.select(key).is_duplicated())
     if twice.height:
         first = twice.row(0, named=True)

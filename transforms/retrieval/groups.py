@@ -18,6 +18,11 @@ from transforms.retrieval.unify import LabelFilter, PositiveRule, label_sets, re
 
 REGIMES = ("auto", "single", "curriculum", "union")
 RANDOM = "random"
+# Of the many columns of a label: what groups are made by.
+LABEL_COLUMNS = (
+    "query_id", "doc_id", "grade", "binary", "value", "rank", "label_source", "annotator", "target_model", "signal",
+    "known_query", "pool_rank", "parse_status", "split",
+)  # fmt: skip
 UNION_WARNING = (
     "union puts LLM and human positives in one stage; published measurements find that worse than the same labels in two "
     "stages (MRR@10 33.2 against 38.2 on MS MARCO, with 20% of the human labels): --regime curriculum trains LLM labels "
@@ -176,6 +181,29 @@ def find_copies(documents: pl.DataFrame, positives: pl.Series) -> pl.DataFrame:
     return pl.concat(parts)
 
 
+def check_merges(stages: Sequence[Stage], labels: pl.DataFrame, *, across_targets: bool = False) -> None:
+    """Refuse labels that would have to be merged before anything is written, by the pairs that have several.
+
+    Raises:
+        InputError: As `unify`.
+    """
+    for stage in stages:
+        own = readable(stage.labels.apply(labels))
+        several = own.filter(own.select("query_id", "doc_id").is_duplicated())
+        _unified(stage, several, across_targets)
+
+
+def _unified(stage: Stage, own: pl.DataFrame, across_targets: bool) -> pl.DataFrame:
+    return unify(
+        own,
+        stage.unify,
+        stage.rule,
+        across_targets=across_targets,
+        contributors=False,
+        where=f"the labels of stage '{stage.name}'",
+    )
+
+
 def stage_rows(
     stage: Stage,
     number: int,
@@ -201,13 +229,7 @@ def stage_rows(
         InputError: Labels would have to be merged and nobody said how.
     """
     own = stage.labels.apply(labels)
-    one = unify(
-        own,
-        stage.unify,
-        stage.rule,
-        across_targets=across_targets,
-        where=f"the labels of stage '{stage.name}'",
-    )
+    one = _unified(stage, own, across_targets)
     positives = quality_order(one.filter(pl.col("positive").fill_null(False)))
     below = one.filter(pl.col("positive").not_().fill_null(False))
     judged = below.select(

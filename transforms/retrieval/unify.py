@@ -124,6 +124,7 @@ def unify(
     *,
     across_targets: bool = False,
     where: str = "these judgments",
+    contributors: bool = True,
 ) -> pl.DataFrame:
     """One label a pair, or the labels as they are.
 
@@ -136,9 +137,10 @@ def unify(
         rule: When a label is positive.
         across_targets: Also merge labels that hold for different target models.
         where: Named in errors.
+        contributors: Whether to list who took part; large where there are millions of labels.
 
     Returns:
-        The columns of the judgments, `positive` (null: undecided) and `contributors`: list of who took part and what
+        The columns of the judgments, `positive` (null: undecided) and, where wanted, `contributors`: list of who took part and what
         each said. One row a pair, in order of first appearance.
 
     Raises:
@@ -154,10 +156,10 @@ def unify(
         if policy == "apart":
             raise InputError(_say_apart(rows, where))
     rows = rows.with_row_index("_row")
-    contributors = _contributors(rows)
-    if several:
-        rows = _merge(rows, policy)
-    return rows.join(contributors, on=PAIR, how="left", maintain_order="left").sort("_row").drop("_row")
+    merged = (_merge(rows, policy) if several else rows).sort("_row")
+    if contributors:
+        merged = merged.join(_contributors(rows), on=PAIR, how="left", maintain_order="left")
+    return merged.drop("_row")
 
 
 def query_sets(
