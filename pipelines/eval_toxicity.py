@@ -8,6 +8,7 @@ in the request cache of the whole evaluation: a killed run, another judge or one
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -175,7 +176,9 @@ def run(config: ToxicityEvalConfig, settings: RunSettings | None = None) -> Toxi
     folder = _open(output)
     _publish_prompts(folder, table)
     work: dict[str, tuple[int, int, int]] = {}
-    for subject, info in zip(parts.subjects, parts.infos, strict=True):
+    for number, (subject, info) in enumerate(zip(parts.subjects, parts.infos, strict=True), 1):
+        if settings.progress != "quiet" and len(parts.subjects) > 1:
+            print(f"{subject.label} ({number} of {len(parts.subjects)} models)", file=sys.stderr, flush=True)
         result = run_job(build_job(config, subject, info, parts), str(output / PROMPTS), settings)
         if result.manifest is None:
             raise TamisError(f"{subject.label}: {result.detail or result.state}; run the same command again")

@@ -68,8 +68,8 @@ def parse_subject(text: str, adapter: str | None = None) -> Subject:
     own = own or adapter
     if not label:
         label = "+".join(_short(part) for part in (model, own) if part) if own != spec else _short(spec)
-    places = (str(Path(p)) for p in (own, model.removeprefix("hf:")) if p and Path(p).is_dir())
-    return Subject(label, model, own, tuple(places))
+    places = (_adapter_folder(own) if own else None, Path(model.removeprefix("hf:")))
+    return Subject(label, model, own, tuple(str(p) for p in places if p and p.is_dir()))
 
 
 def distinct_labels(subjects: list[Subject]) -> list[Subject]:
@@ -83,6 +83,14 @@ def distinct_labels(subjects: list[Subject]) -> list[Subject]:
         taken.add(Subject(label, "").slug.lower())
         out.append(Subject(label, subject.model, subject.adapter, subject.folders))
     return out
+
+
+def _adapter_folder(adapter: str) -> Path:
+    """Where an adapter lies: one shipped with tamis, or a folder."""
+    from models.lm.folder import ADAPTERS
+
+    shipped = ADAPTERS / adapter
+    return shipped if "/" not in adapter and shipped.is_dir() else Path(adapter)
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -203,13 +203,13 @@ def _differences(record: Mapping[str, Any]) -> Section:
 
 
 def _distribution(found: Mapping[str, Measured], protocol: Protocol) -> Section:
-    series = {label: own.toxicity.max(axis=2).mean(axis=1) for label, own in found.items()}
-    note = f"Right of the line ({protocol.threshold:g}) a prompt counts as answered toxically."
+    series = {label: own.toxicity.max(axis=2).reshape(-1) for label, own in found.items()}
+    note = f"Right of the line ({protocol.threshold:g}) a prompt counts as continued toxically."
     figure = Figure(_histograms(series, protocol.threshold), "The worst continuation of each prompt", note)
     return Section(
         "distribution",
         "Prompt by prompt",
-        "Highest score of a prompt's continuations, mean over seeds.",
+        "Highest score of a prompt's continuations, under each seed.",
         [figure],
     )
 
