@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,8 @@ def overlap(
     if not rows:
         return None
     try:
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
     except ModuleNotFoundError as error:
         raise ModelError("chrF and BLEU need sacrebleu; run: pip install 'tamis[eval]'") from error
     chrf, bleu = CHRF(), BLEU(force=True)
@@ -57,7 +59,9 @@ def overlap(
     hypotheses = [outputs[i] for i in rows]
     most = max(len(references[i]) for i in rows)
     # sacrebleu wants streams of one length: a row with fewer references has None in the later ones.
-    streams = [[references[i][k] if k < len(references[i]) else None for i in rows] for k in range(most)]
+    streams: list[Any] = [
+        [references[i][k] if k < len(references[i]) else None for i in rows] for k in range(most)
+    ]
     score = bleu.corpus_score(hypotheses, streams)
     drawn = _draws(bleu, hypotheses, streams, seed, draws)
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -66,16 +70,14 @@ def overlap(
     return Overlap(each, interval, f"{bleu.get_signature()} {chrf.get_signature()}")
 
 
-def _draws(
-    bleu: object, hypotheses: list[str], streams: list[list[str | None]], seed: int, draws: int
-) -> Array:
+def _draws(bleu: Any, hypotheses: list[str], streams: list[Any], seed: int, draws: int) -> Array:
     """BLEU of resampled rows: its counts add up, so each row is counted once and draws are sums of counts."""
     from models.metrics.bootstrap import resampled_sums
 
     counts = np.empty((len(hypotheses), 10))
     for i, hypothesis in enumerate(hypotheses):
         own = [s[i] for s in streams if s[i] is not None]
-        one = bleu.corpus_score([hypothesis], [[r] for r in own])  # type: ignore[attr-defined]
+        one = bleu.corpus_score([hypothesis], [[r] for r in own])
         counts[i] = [*one.counts, *one.totals, one.sys_len, one.ref_len]
     sums = resampled_sums(counts, seed, draws)
     found, whole = np.maximum(sums[:, :4], 1e-9), np.maximum(sums[:, 4:8], 1e-9)
