@@ -104,9 +104,9 @@ def token_budget_batches(
     return batches
 
 
-def fill_rows(rows: IntArray) -> IntArray:
-    """Repeat the last index until there are `MIN_ROWS`; the caller discards what is beyond `len(rows)`."""
-    missing = MIN_ROWS - len(rows)
+def fill_rows(rows: IntArray, least: int = MIN_ROWS) -> IntArray:
+    """Repeat the last index until there are `least`; the caller discards what is beyond `len(rows)`."""
+    missing = least - len(rows)
     return rows if missing <= 0 else np.concatenate([rows, np.full(missing, rows[-1], np.int64)])
 
 
@@ -159,15 +159,18 @@ def run_batches(
     budget: int,
     limit: int,
     width: int,
+    min_rows: int = MIN_ROWS,
 ) -> FloatArray:
     """Compute a row of numbers for every token sequence, in budgeted batches, restored to order.
 
     Args:
         sequences: n token sequences, none longer than `limit`.
-        compute: Called with `MIN_ROWS` sequences or more and what to pad them to; returns (rows, width).
+        compute: Called with `min_rows` sequences or more and what to pad them to; returns (rows, width).
         budget: Most padded tokens in a batch.
         limit: The model's longest sequence.
         width: Numbers per sequence.
+        min_rows: Fewest rows of a batch. One is enough where every matrix product is over tokens (a batch has eight
+            tokens at least), and none over sequences, as a classifier's head is.
 
     Returns:
         float32 of shape (n, width).
@@ -175,7 +178,7 @@ def run_batches(
     out = np.empty((len(sequences), width), np.float32)
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
     for batch in token_budget_batches(lengths, budget, limit=limit):
-        filled = fill_rows(batch.rows)
+        filled = fill_rows(batch.rows, min_rows)
         out[batch.rows] = compute([sequences[i] for i in filled], batch.length)[: len(batch.rows)]
     return out
 

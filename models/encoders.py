@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.batching import FloatArray, IntArray, run_batches, slices
+from models.batching import MIN_ROWS, FloatArray, IntArray, run_batches, slices
 from models.encoder_folder import POOLINGS, EncoderSettings, Kind, read_settings
 from models.encoder_text import Pieces, cut_pieces, prompt_length
 from models.protocols import ModelInfo
@@ -105,6 +105,9 @@ class SentenceEncoder:
             {type(m).__name__ for m in self._chain} <= _KNOWN_MODULES
             and "message" not in getattr(first, "modality_config", {})
         )
+        # Measured: one text alone gives the bits it gives in company, for there are eight tokens at least. A dense layer
+        # behind the pooling multiplies one row a text.
+        self._min_rows = MIN_ROWS if any(type(m).__name__ == "Dense" for m in self._chain) else 1
         self._prompt_in_pool = all(getattr(m, "include_prompt", True) for m in self._chain)
         # We normalise ourselves, to know how long the vectors were.
         if type(self._chain[-1]).__name__ == "Normalize":
@@ -207,6 +210,7 @@ class SentenceEncoder:
             budget=self._budget,
             limit=self.limit,
             width=self.dimension,
+            min_rows=self._min_rows,
         )
         return _combine(pieces, vectors[:, :dimensions] if dimensions else vectors, len(texts), unit)
 

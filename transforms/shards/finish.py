@@ -20,7 +20,8 @@ from transforms.shards.receipts import Receipt, total
 
 MANIFEST, SUCCESS = "manifest.json", "_SUCCESS"
 _PACKAGES = (
-    "tamis", "apache-beam", "pyarrow", "polars", "torch", "transformers", "peft", "sentence-transformers", "detoxify",
+    "tamis", "apache-beam", "pyarrow", "polars", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu",
+    "detoxify",
 )  # fmt: skip
 
 

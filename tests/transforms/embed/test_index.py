@@ -250,3 +250,20 @@ def test_a_faiss_factory_string_is_taken(tmp_path):
     entry = build_index(str(out), IndexSpec(kind="IVF4,SQ8", recall=0.8))
     assert entry["factory"] == "IVF4,SQ8" and entry["folder"].startswith("index/factory-")
     assert VectorIndex.open(str(out)).search(QUERIES, 3).ids.shape == (6, 3)
+
+
+def test_an_output_in_an_object_store_is_indexed_and_searched(output):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.put(str(output), "/vectors", recursive=True)
+    try:
+        build_index("memory://vectors", IndexSpec(kind="ivf", lists=4))
+        index = VectorIndex.open("memory://vectors")
+        hits = index.search(QUERIES, 5, probe=4)
+        assert hits.ids.tolist() == brute(QUERIES, "cosine", 5)
+        assert index.locate(hits.ordinals[:1]) == VectorShards(str(output)).locate(hits.ordinals[:1])
+        again = build_index("memory://vectors", IndexSpec(kind="ivf", lists=4))
+        assert again == index.entry
+    finally:
+        store.rm("/vectors", recursive=True)
