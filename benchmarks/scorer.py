@@ -42,6 +42,8 @@ from transforms.detox.tagger_spans import TaggerLocalizer
 RESULTS = Path(__file__).resolve().parent / "results" / "scorer.json"
 ROOT = Path(__file__).resolve().parents[1]
 OFFENSIVE_SHARE = 0.25
+HARMLESS_SHARE = 0.5  # of the sentences without a span, which are many
+FEWEST_WORDS = 3
 EMBEDDED = ("jigsaw-bilstm", "linear", "lexicon")
 CLEAN_DOCUMENTS = 100
 _RETWEET = re.compile(r"^[!\s\"“]*(?:RT\s+)?(?:@\w+:?\s*)*", re.I)
@@ -57,7 +59,11 @@ def main() -> None:
     if not args.data.exists():
         sys.exit(f"{args.data}: the development data are not here; pass --data")
     if args.part == "prepare":
-        for name, rows in (("dghs", dghs(args.data)), ("davidson", davidson(args.data))):
+        for name, rows in (
+            ("dghs", dghs(args.data)),
+            ("davidson", davidson(args.data)),
+            ("insults", insults(args.data)),
+        ):
             path = args.runs / "scorer-data" / f"{name}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -83,6 +89,12 @@ def commands(runs: Path, data: Path) -> list[list[str]]:
             "tamis", "train", "scorer", f"{sets}/dghs.jsonl,weight=4", f"{sets}/davidson.jsonl", "--label-column", "label",
             "--positive", "toxic", "--training-data", "dghs-dev+davidson", "--epochs", "2", "--max-length", "128",
             "--precision", "bfloat16", "--threads", "1", "--output", f"{runs}/scorer-dghs",
+        ],
+        [
+            "tamis", "train", "scorer", f"{sets}/dghs.jsonl,weight=0.6", f"{sets}/davidson.jsonl,weight=0.2",
+            f"{sets}/insults.jsonl,weight=0.4", "--model", f"{runs}/scorer-dghs", "--label-column", "label", "--positive",
+            "toxic", "--training-data", "dghs-dev+davidson+semeval-2021-task5-train", "--epochs", "1", "--max-length", "128",
+            "--precision", "bfloat16", "--threads", "1", "--output", f"{runs}/scorer-wide",
         ],
         [
             "tamis", "train", "spans", f"{data}/detox/tsd_train.csv", "--training-data", "semeval-2021-task5-train",
@@ -166,6 +178,22 @@ def measure_tagger(runs: Path, data: Path) -> dict[str, Any]:
         each[name] = [character_f1(p, g) for p, g in zip(found, gold, strict=True)]
     base = each["lexicon + occlusion"]
     out["against lexicon + occlusion"] = paired_difference(each["tagger"], base).as_dict()
+    return out
+
+
+def insults(data: Path) -> list[dict[str, Any]]:
+    """Sentences of tsd_train: toxic where a marked span lies in them, harmless (half of these) where none does.
+
+    Posts without any span are left out: they are toxic, but nobody could say where.
+    """
+    out = []
+    for post, gold in zip(*toxic_spans(data / "detox/tsd_train.csv"), strict=True):
+        for start, end in segment_spans(post) if gold else ():
+            text = post[start:end].strip()
+            toxic = not gold.isdisjoint(range(start, end))
+            place = int.from_bytes(digest("harmless", text)[:8], "little") / 2**64
+            if len(text.split()) >= FEWEST_WORDS and (toxic or place < HARMLESS_SHARE):
+                out.append({"text": text, "label": "toxic" if toxic else "harmless"})
     return out
 
 

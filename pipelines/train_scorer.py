@@ -103,7 +103,7 @@ def run(config: TrainScorerConfig) -> TrainedResult:
         ModelError: The model cannot be used.
         OutputError: The output folder holds something else, or another process is training into it.
     """
-    from models.training.classifier import load_fast_tokenizer, resolve_encoder
+    from models.training.classifier import join_tags, load_fast_tokenizer, resolve_encoder
     from models.training.classifier_session import ClassifierSession
     from models.training.labelled import label_names, training_tag
     from models.training.shards import list_shards, shard_fingerprint
@@ -115,7 +115,7 @@ def run(config: TrainScorerConfig) -> TrainedResult:
     base = resolve_encoder(config.model)
     settings = ClassifierSettings(**config.model_dump(include=set(ClassifierSettings.model_fields)))
     tags = [training_tag(source.title, found) for source, found in zip(sources, fingerprints, strict=True)]
-    training_data = config.training_data or "+".join(dict.fromkeys(tags))
+    training_data = config.training_data or join_tags(base, tags)
     identity = config_hash(
         {
             "job": "train-scorer",

@@ -40,7 +40,7 @@ def run(config: TrainSpansConfig) -> TrainedResult:
         ModelError: The model cannot be used.
         OutputError: The output folder holds something else, or another process is training into it.
     """
-    from models.training.classifier import load_fast_tokenizer, resolve_encoder
+    from models.training.classifier import join_tags, load_fast_tokenizer, resolve_encoder
     from models.training.labelled import training_tag
     from models.training.shards import list_shards, shard_fingerprint
     from models.training.spans import SpanSource
@@ -51,7 +51,7 @@ def run(config: TrainSpansConfig) -> TrainedResult:
     fingerprints = [shard_fingerprint(shard, listing.options) for shard in listing.shards]
     base = resolve_encoder(config.model)
     settings = TaggerSettings(**config.model_dump(include=set(TaggerSettings.model_fields)))
-    training_data = config.training_data or training_tag(source.title, fingerprints)
+    training_data = config.training_data or join_tags(base, [training_tag(source.title, fingerprints)])
     identity = config_hash(
         {
             "job": "train-spans",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from models import store
+from models.folders import read_training
 from models.training.collate import Row
 from models.training.labelled import LabelledExamples
 from models.training.loading import BaseModel, resolve_model
@@ -40,6 +41,12 @@ def resolve_encoder(name: str) -> BaseModel:
         return resolve_model(name)
     except ModelError as error:
         raise ModelError(str(error).replace("smollm2", "minilm")) from error
+
+
+def join_tags(base: BaseModel, tags: Sequence[str]) -> str:
+    """The training-data tag of a model trained on some sets: what its base was trained on by tamis counts too."""
+    inherited = str(read_training(Path(base.source)).get("training_data") or "").split("+")
+    return "+".join(dict.fromkeys(tag for tag in (*inherited, *tags) if tag))
 
 
 def load_encoder(base: BaseModel, auto: Any, labels: Sequence[str], **config: Any) -> Any:

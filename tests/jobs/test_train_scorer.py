@@ -228,6 +228,18 @@ def kill_after(path: Path, settings: TrainScorerConfig) -> None:
     process.wait()
 
 
+def test_a_scorer_trained_on_says_all_it_ever_learned_from(posts, trained, tmp_path):
+    import shutil
+
+    other = shutil.copy(posts, tmp_path / "other.csv")
+    settings = config(str(other), str(trained.output), tmp_path / "out", max_steps=1)
+    result = run(settings)
+    first, second = result.record["training_data"].split("+")
+    assert first == trained.record["training_data"] and second.startswith("other-")
+    again = run(config(posts, str(trained.output), tmp_path / "same", max_steps=1))
+    assert again.record["training_data"] == trained.record["training_data"]
+
+
 def test_a_dry_run_plans_and_writes_nothing(posts, tiny, tmp_path, capsys):
     result = run(config(posts, tiny, tmp_path / "out", dry_run=True))
     said = capsys.readouterr().out
