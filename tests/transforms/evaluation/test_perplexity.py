@@ -65,6 +65,27 @@ def test_a_score_that_is_no_number_is_an_error_and_is_not_kept(tmp_path):
     assert len(cache) == 0
 
 
+def test_what_was_scored_before_a_kill_is_not_scored_again(tmp_path):
+    texts = [f"text number {i}" for i in range(200)]
+    whole = CountingModel()
+    expected = surprisals_cached(whole, texts, None)
+
+    class Killed(CountingModel):
+        def score_tokens(self, texts):
+            if len(self.asked) > 60:
+                raise KeyboardInterrupt
+            return super().score_tokens(texts)
+
+    first = Killed()
+    with pytest.raises(KeyboardInterrupt):
+        surprisals_cached(first, texts, RequestCache(str(tmp_path)))
+    second = CountingModel()
+    again = surprisals_cached(second, texts, RequestCache(str(tmp_path)))
+    assert first.asked and not set(first.asked) & set(second.asked)
+    assert sorted(first.asked + second.asked) == sorted(whole.asked)
+    assert all(np.array_equal(a, b) for a, b in zip(again, expected, strict=True))
+
+
 def test_figures_by_token_and_by_byte():
     losses = DocumentLosses(np.array([6.0, 2.0]), np.array([3.0, 1.0]))
     figures = perplexity_figures(losses, np.array([10.0, 6.0]))
