@@ -29,9 +29,9 @@ import xxhash
 from schemas.errors import TamisError
 from schemas.fingerprint import fingerprint
 from transforms.embed import faiss_parts
-from transforms.embed.exact import Metric, exact_search, prepare
+from transforms.embed.exact import Metric, TopK, exact_search, prepare
 from transforms.embed.faiss_parts import IndexSpec
-from transforms.embed.index import ID_ROWS, VectorIndex, metric_of
+from transforms.embed.index import ID_ROWS, metric_of
 from transforms.embed.vectors import Block, FloatArray, IntArray, VectorShards
 from transforms.shards.files import Folder
 from transforms.shards.finish import MANIFEST
@@ -211,21 +211,19 @@ class _Builder:
     def _measure(self, entry: dict[str, Any], blocks: Sequence[Block], asked: IntArray) -> dict[str, Any]:
         """Recall against the exact neighbours, and from it how much a search has to look at."""
         spec, k = self._spec, self._spec.at
-        index = VectorIndex(self._folder, entry)
-        steps = index.probes()
+        steps = self._probes(entry)
         if not spec.queries or len(asked) < 2:
             return {"probe": spec.probe or (steps[-1] if steps else None), "recall": None}
         queries = self._gather(blocks, asked)
         truth = exact_search(self._shards, queries, k + 1 + _TIES, self._metric)
         good = [_near(o, s, int(a), k) for o, s, a in zip(truth.ordinals, truth.scores, asked, strict=True)]
+        tried: list[int | None] = [spec.probe] if spec.probe else [*steps] or [None]
+        found = self._ask(entry, queries, k + 1, tried)
         table: list[dict[str, Any]] = []
         chosen = spec.probe
-        tried: list[int | None] = [spec.probe] if spec.probe else [*steps] or [None]
         for probe in tried:
-            found = index.search(queries, k + 1, probe=probe).ordinals
-            share = float(
-                np.mean([_recall(f, g, int(a), k) for f, g, a in zip(found, good, asked, strict=True)])
-            )
+            pairs = zip(found[probe].ordinals, good, asked, strict=True)
+            share = float(np.mean([_recall(f, g, int(a), k) for f, g, a in pairs]))
             table.append({"probe": probe, "recall": round(share, 4)})
             chosen = probe
             if share >= spec.recall:
@@ -239,6 +237,26 @@ class _Builder:
             "tried": table,
         }
         return {"probe": chosen, "recall": recall}
+
+    def _probes(self, entry: Mapping[str, Any]) -> list[int]:
+        with _local(self._folder, f"{self.home}/{entry['parts'][0]['file']}") as path:
+            return faiss_parts.probes(faiss_parts.read(path, mapped=True))
+
+    def _ask(
+        self, entry: Mapping[str, Any], queries: FloatArray, k: int, tried: Sequence[int | None]
+    ) -> dict[int | None, TopK]:
+        """Hits for every probe; one part is mapped at a time, so memory does not grow with their number."""
+        found = {probe: TopK(len(queries), k) for probe in tried}
+        for part in entry["parts"]:
+            with _local(self._folder, f"{self.home}/{part['file']}") as path:
+                index = faiss_parts.read(path, mapped=True)
+                for probe, best in found.items():
+                    if probe is not None:
+                        faiss_parts.set_probe(index, probe)
+                    scores, numbers = faiss_parts.search(index, queries, k, self._metric)
+                    best.offer(scores, np.where(numbers < 0, -1, numbers + part["first"]))
+                del index
+        return found
 
     def _size(self, shard: str) -> int:
         info = self._folder.fs.info(self._folder.path(self._shards.sidecar(shard)))

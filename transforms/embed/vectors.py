@@ -246,7 +246,8 @@ class VectorShards:
     def _open(self, shard: str, suffix: str = "") -> pq.ParquetFile:
         name = self.sidecar(shard, suffix)
         if self.folder.is_local:
-            return pq.ParquetFile(self.folder.path(name), memory_map=True, pre_buffer=False)
+            # Not mapped: what was looked at would count as memory of this process until the file is closed.
+            return pq.ParquetFile(self.folder.path(name), pre_buffer=False)
         return pq.ParquetFile(self.folder.open(name), pre_buffer=False)
 
 
