@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.training.groups import DrawPolicy
+from pipelines.evaluation.progress import counting, wide_console
 from pipelines.retrieval.folder import TableFolder, input_fingerprints
 from pipelines.retrieval.groups_page import Seen, render
 from pipelines.retrieval.inputs import read_all
@@ -95,6 +96,7 @@ class GroupsConfig(BaseModel):
     seed: int = 0
     queries_per_shard: int = Field(20_000, ge=1)
     overwrite: bool = False
+    progress: str = Field("auto", description="auto, plain, quiet.")
     storage_options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -127,7 +129,7 @@ def run(config: GroupsConfig, *, dry_run: bool = False) -> GroupsResult:
     """
     policy = DrawPolicy(config.positives, config.max_positives, config.group_size)
     rules = _mining(config)
-    settings = config.model_dump(exclude={"output", "overwrite", "storage_options"})
+    settings = config.model_dump(exclude={"output", "overwrite", "progress", "storage_options"})
     settings["input"] = {
         url: input_fingerprints(url, config.storage_options)
         for url in (*config.judgments, *config.pools, config.corpus, config.queries)
@@ -163,7 +165,8 @@ def run(config: GroupsConfig, *, dry_run: bool = False) -> GroupsResult:
         _check_texts(config, data, texts)
     work = Work(stages, labels, pool, _copies(config, data, labels), _random_ids(config, data), rules)
     seen = Seen()
-    figures = _write(config, None if dry_run else out, work, queries, texts, data, seen)
+    with counting("queries", len(queries), config.progress) as tell:
+        figures = _write(config, None if dry_run else out, work, queries, texts, data, seen, tell)
     notes = [*data.notes, *warnings, *_empty_stages(figures)]
     facts = {
         "stages": figures["stages"],
@@ -303,6 +306,7 @@ def _write(
     texts: dict[str, str | None],
     data: RetrievalData,
     seen: Seen,
+    tell: Callable[[int], None],
 ) -> dict[str, Any]:
     """Write shard by shard: labels, candidates and documents of its queries are all a shard takes memory for."""
     if out is not None:
@@ -341,6 +345,7 @@ def _write(
         masked += table.num_rows
         if out is not None:
             out.write("mask", f"part-{number:05d}.parquet", table, MASK_SCHEMA)
+        tell(len(block))
     groups = sum(s["groups"] for s in stages)
     if not groups:
         reasons = ", ".join(f"{reason} {n:,}" for (_, reason), n in dropped.most_common())
@@ -405,10 +410,9 @@ def _count(
 
 def print_result(result: GroupsResult) -> None:
     """Say what came of it."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = wide_console()
     m = result.manifest
     table = Table(box=None, title=f"{result.state}: {m['totals']['groups']:,} groups", title_justify="left")
     for heading in ("stage", "groups", "positives a group", "negatives a group", "queries dropped"):

@@ -317,10 +317,11 @@ def _set_record(s: SetAgreement) -> dict[str, Any]:
 
 def print_result(result: AgreeResult, measure: str = "nDCG@10") -> None:
     """Say what came of it."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from pipelines.evaluation.progress import wide_console
+
+    console = wide_console()
     table = Table(title=f"against {result.against}", title_justify="left", box=None)
     table.add_column("labels of", min_width=14, overflow="fold")
     for heading in ("pairs", "precision", "recall", "kappa [95 %]", "AUC", "positives", "unreadable"):

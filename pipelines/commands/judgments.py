@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.eval_quality import Storage, storage
+from pipelines.commands.eval_quality import Progress, Storage, storage
 
 judgments_app = typer.Typer(
     name="judgments",
@@ -485,6 +485,7 @@ def groups(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count, and write nothing.", rich_help_panel="Running")
     ] = False,
+    progress: Progress = "auto",
     storage_option: Storage = None,
 ) -> None:
     """Make training groups of judgments: every positive in order of quality, negatives with their provenance."""
@@ -529,6 +530,7 @@ def groups(
         seed=seed,
         queries_per_shard=queries_per_shard,
         overwrite=overwrite,
+        progress=progress,
         storage_options=storage(storage_option),
     )
     job.print_result(job.run(config, dry_run=dry_run))

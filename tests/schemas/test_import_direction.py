@@ -72,6 +72,14 @@ def test_no_module_is_two_ideas():
             ("apache_beam", "torch"),
         ),
         ("pipelines.run", ("torch", "transformers")),
+        (
+            "schemas.judgments, schemas.pools, schemas.groups, models.training.groups",
+            ("apache_beam", "torch", "fsspec", "polars"),
+        ),
+        (
+            "pipelines.groups, pipelines.judgments_import, pipelines.judgments_export, pipelines.judgments_agree",
+            ("apache_beam", "torch", "transformers"),
+        ),
     ],
 )
 def test_importing_loads_nothing_heavy(modules, heavy):
