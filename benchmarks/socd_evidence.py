@@ -103,8 +103,9 @@ def report(args: argparse.Namespace) -> None:
     judge = Judge(args.data, leave_out=lambda text: normalise(text) in seen)
     encoder = registry.load("encoder", "minilm", threads=1)
     base = registry.load("lm", "smollm2", threads=1)
-    figures: dict[str, Any] = {"judge_auc_held_out": judge.auc}
-    for corpus in CORPORA:
+    figures: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    figures["judge_auc_held_out"] = judge.auc
+    for corpus in args.corpora.split(","):
         source = args.work / f"{corpus}-{args.rows}.jsonl"
         if not source.exists():
             continue
@@ -116,6 +117,8 @@ def report(args: argparse.Namespace) -> None:
         prefix = f"{corpus}-{args.rows}-"
         for output in sorted(p for p in args.work.glob(prefix + "*") if (p / "_SUCCESS").exists()):
             arm = output.name.removeprefix(prefix)
+            if arm.removesuffix("-bare") not in args.arms.split(","):
+                continue
             texts = [json.loads(line)["text"] for line in (output / "data" / source.name).open()]
             after = judge.score(texts)
             similar = np.clip((encoder.encode(texts) * vectors).sum(axis=1), -1, 1)
@@ -129,7 +132,7 @@ def report(args: argparse.Namespace) -> None:
                 facts[arm]["against"] = plain
                 facts[arm]["judge_difference"] = _difference(after, per_row[plain][0])
                 facts[arm]["similarity_difference"] = _difference(similar, per_row[plain][1])
-        figures[corpus] = facts
+        figures[f"{corpus}-{args.rows}"] = facts
     RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 
