@@ -4,6 +4,7 @@
     python -m benchmarks.rewrites fluency [--work runs/rewrites]
     python -m benchmarks.rewrites judge   [--work runs/rewrites]
     python -m benchmarks.rewrites measure [--work runs/rewrites] [--judge NAME] [--system NAME=OUT ...] [--common]
+    python -m benchmarks.rewrites table
 
 `prepare` writes the rows the rewriter's adapter never saw, neither in training nor when runs were chosen between (the
 split of `benchmarks/adapter.py`, by a hash of the toxic text), and the other rows' sentences for the fluency model.
@@ -45,7 +46,7 @@ PENALTY = 2.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("prepare", "fluency", "judge", "measure"))
+    parser.add_argument("part", choices=("prepare", "fluency", "judge", "measure", "table"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "rewrites")
     parser.add_argument("--judge", default="")
@@ -62,8 +63,10 @@ def main() -> None:
         keep(args.results, "fluency", fit_fluency(args.work))
     elif args.part == "judge":
         fit_judges(args.data, args.work)
-    else:
+    elif args.part == "measure":
         measure(args)
+    else:
+        print(tables(json.loads(args.results.read_text())))
 
 
 def prepare(data: Path, work: Path) -> None:
@@ -217,6 +220,42 @@ def keep(path: Path, name: str, figures: dict[str, Any]) -> None:
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     found[name] = figures
     path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The figures as Markdown, one table a judge and set of rows, best J first."""
+    out = []
+    for name, record in found.items():
+        if "systems" not in record:
+            continue
+        against = record["against"]
+        lines = [
+            f"**Judge {name}**",
+            "",
+            f"| system | J | STA | SIM | FL | chrF | BLEU | facts | empty | J against {against} |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for system, x in sorted(record["systems"].items(), key=lambda item: -item[1]["J"]["mean"]):
+            change = record["changes"].get(system)
+            delta = "" if change is None else _signed(change["J"]) + f", p {change['J_p_value_holm']:.3f}"
+            j = x["J"]
+            cells = [
+                system,
+                f"**{j['mean']:.3f}** ({j['low']:.3f} to {j['high']:.3f})",
+                *(f"{x[k]['mean']:.3f}" for k in ("STA", "SIM", "FL")),
+                *("–" if x[k] is None else f"{x[k]['mean']:.1f}" for k in ("chrf", "bleu")),
+                f"{x['facts_kept']['mean']:.3f}",
+                f"{x['empty']:.3f}",
+                delta,
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        out.append("\n".join(lines))
+    return "\n\n".join(out)
+
+
+def _signed(change: dict[str, Any]) -> str:
+    d = change["difference"]
+    return f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
 
 
 def _without_places(record: dict[str, Any], work: Path) -> dict[str, Any]:
