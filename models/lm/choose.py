@@ -28,7 +28,12 @@ def penalise(raw: torch.Tensor, history: torch.Tensor, penalty: float) -> torch.
 
 
 def choose(
-    scores: torch.Tensor, temperatures: torch.Tensor, draws: torch.Tensor, top_k: int, top_p: float
+    scores: torch.Tensor,
+    temperatures: torch.Tensor,
+    draws: torch.Tensor,
+    top_k: int,
+    top_p: float,
+    total: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Choose each row's next token: temperature, then top-k, then top-p, then one draw by inverse transform.
 
@@ -38,6 +43,7 @@ def choose(
         draws: float64 of shape (rows,), uniform in [0, 1).
         top_k: Keep this many tokens; 0 keeps all.
         top_p: Keep the smallest set of likeliest tokens with this mass; 1 keeps all.
+        total: `logsumexp` of each row of the scores, where the caller has it.
 
     Returns:
         int64 of shape (rows,).
@@ -51,7 +57,7 @@ def choose(
         probabilities, ids = (
             _ranked(scores, divisor, min(top_k, vocabulary), top_p)
             if top_k
-            else _nucleus(scores, divisor, top_p)
+            else _nucleus(scores, divisor, top_p, total)
         )
         best = torch.zeros_like(ids[:, 0])
     else:
@@ -76,7 +82,9 @@ def _ranked(
     return _within(probabilities, top_p), ids
 
 
-def _nucleus(scores: torch.Tensor, divisor: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _nucleus(
+    scores: torch.Tensor, divisor: torch.Tensor, top_p: float, total: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The likeliest tokens that make up `top_p`, likeliest first, the lower id first where two are equal.
 
     Sorting a vocabulary costs more than anything else at a step, and most tokens have next to no mass: those above a
@@ -87,8 +95,9 @@ def _nucleus(scores: torch.Tensor, divisor: torch.Tensor, top_p: float) -> tuple
     Returns:
         float64 probabilities (rows, widest nucleus and more; not renormalised, zero beyond each row's nucleus) and ids.
     """
-    scaled = scores / divisor
-    norm = torch.logsumexp(scaled, dim=-1, keepdim=True)
+    plain = bool((divisor == 1).all())  # dividing by 1 changes no bit, and reads and writes the whole matrix
+    scaled = scores if plain else scores / divisor
+    norm = torch.logsumexp(scaled, dim=-1, keepdim=True) if total is None or not plain else total[:, None]
     least = (1 - top_p) / (2 * scores.shape[-1])
     return _above(scaled, norm, top_p, (1 - top_p) / FIRST_FLOOR, least)
 

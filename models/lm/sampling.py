@@ -232,7 +232,10 @@ class _Batch:
                 raise ModelError(
                     "the decoding hook left a row without a token, or made scores that are not numbers"
                 )
-        tokens = choose(scores, self.temperatures, self._uniform(), self.sampling.top_k, self.sampling.top_p)
+        known = total if scores is raw else None
+        tokens = choose(
+            scores, self.temperatures, self._uniform(), self.sampling.top_k, self.sampling.top_p, known
+        )
         logprobs = raw.gather(1, tokens[:, None])[:, 0] - total
         if self.width:
             self.history.scatter_(1, torch.tensor(lengths, device=tokens.device)[:, None], tokens[:, None])

@@ -255,6 +255,11 @@ class TestChoose:
         temperatures = torch.tensor([1.0, 1.0, 0.6, 1.5, 1.0, 0.8])
         draws = torch.rand(6, dtype=torch.float64, generator=generator)
         together = choose(scores, temperatures, draws, 0, top_p)
+        ones, total = torch.ones(6), torch.logsumexp(scores, -1)
+        assert torch.equal(
+            choose(scores, ones, draws, 0, top_p, total), choose(scores, ones, draws, 0, top_p)
+        )
+        assert torch.equal(choose(scores, temperatures, draws, 0, top_p, total), together)
         for row in range(6):
             one = slice(row, row + 1)
             assert choose(scores[one], temperatures[one], draws[one], 0, top_p) == together[row]
