@@ -9,6 +9,7 @@ from pipelines.report.card import render_card
 from pipelines.report.findings import Findings
 from pipelines.report.output import Output
 from pipelines.report.page import JudgeScores, render_report
+from schemas.errors import OutputError
 
 
 def build_report(
@@ -50,6 +51,11 @@ def write_report(
         OutputError: There is no such folder, or it has no manifest.
     """
     output = Output(out, options)
+    if output.manifest and "input" not in output.manifest:
+        job = output.manifest.get("job")
+        raise OutputError(
+            f"{out}: `tamis {job}` writes its page itself, while it runs; run it again for another"
+        )
     found = Findings.of(output)
     # A lone surrogate in a text has no UTF-8; the page shows a question mark for it.
     output.folder.write("report.html", render_report(found, judge_scores).encode("utf-8", "replace"))

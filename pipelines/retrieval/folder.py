@@ -23,6 +23,7 @@ from transforms.shards.files import Folder, file_fingerprint
 
 MANIFEST, SUCCESS, JOB = "manifest.json", "_SUCCESS", "_tamis/job.json"
 ROW_GROUP = 65_536
+TABLES = ("data", "queries", "corpus", "pool", "dead", "mask", "dropped", "rejected", "report.html")
 
 
 class TableFolder:
@@ -69,9 +70,16 @@ class TableFolder:
         """Clear what an earlier run left and say whose folder this is."""
         for name in (SUCCESS, MANIFEST):
             self.folder.remove(name)
-        for name in {n.split("/")[0] for n in self.folder.find()} - {"_tamis"}:
+        for name in TABLES:  # and nothing else: what people put beside them is theirs
             self.folder.remove(name)
-        self.folder.write(JOB, orjson.dumps({"job": self.job, "config_hash": self.config_hash}))
+        source = self.config.get("source") or self.config.get("judgments") or ""
+        job = {
+            "job": self.job,
+            "name": self.job,
+            "source": source if isinstance(source, str) else ", ".join(source),
+            "config_hash": self.config_hash,
+        }
+        self.folder.write(JOB, orjson.dumps(job))
 
     def write(
         self, table: str, name: str, rows: pa.Table | Iterable[pa.RecordBatch], schema: pa.Schema

@@ -15,6 +15,8 @@ from models.training.shards import ShardReader, list_shards
 from pipelines import groups, judgments_import
 from pipelines.groups import GroupsConfig
 from pipelines.judgments_import import ImportConfig
+from pipelines.report import write_report
+from pipelines.verify import verify_output
 from schemas.errors import InputError, OutputError, TamisError
 from schemas.groups import GROUP_SCHEMA
 from tests.conftest import ROOT
@@ -131,6 +133,18 @@ def test_a_run_that_was_killed_is_made_whole(tmp_path):
     make(tmp_path / "out", pools=(RUN,))
     assert read(tmp_path / "out") == read(tmp_path / "whole")
     assert side(tmp_path / "out", "mask").equals(side(tmp_path / "whole", "mask"))
+
+
+def test_verify_knows_a_changed_byte_in_any_table(tmp_path):
+    make(tmp_path / "out", pools=(RUN,))
+    assert verify_output(str(tmp_path / "out")).problems == []
+    mask = next((tmp_path / "out" / "mask").rglob("*.parquet"))
+    mask.write_bytes(mask.read_bytes()[:-1] + b"?")
+    assert verify_output(str(tmp_path / "out")).problems == [
+        "mask/part-00000.parquet: its sha256 is not the manifest's"
+    ]
+    with pytest.raises(OutputError, match="writes its page itself"):
+        write_report(str(tmp_path / "out"))
 
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path):
