@@ -214,11 +214,15 @@ class DetoxConfig(BaseModel):
         )
 
     def check_toxic(self) -> None:
-        """Refuse settings that need a toxic model where there is none, before any work.
+        """Refuse settings that need a toxic model where there is none and none can be trained, before any work.
 
         Raises:
             TamisError: They do.
         """
+        if self.model.startswith("openai:") and (
+            self.trains or self.contrasts or self.decoding.compare_modes
+        ):
+            raise TamisError("contrastive decoding needs the model in this process; pass another --model")
         if self.decoding.has_toxic or self.trains:
             return
         if "socd" in self.localize.sources:
@@ -239,8 +243,7 @@ class DetoxConfig(BaseModel):
             TamisError: A toxic model is needed and not there, or the model runs elsewhere.
         """
         if self.model.startswith("openai:"):
-            if self.contrasts:
-                raise TamisError("contrastive decoding needs the model in this process; pass another --model")
+            self.check_toxic()
             return ()
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "threads": self.threads}
         if self.batch_rows > 1:

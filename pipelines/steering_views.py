@@ -49,7 +49,7 @@ Say = Callable[[str], None]
 
 
 def update_views(config: DetoxConfig, say: Say = lambda line: None) -> bool:
-    """Measure what is missing of a finished output's views, and write its report again; whether there was anything.
+    """Measure what is missing of a finished output's views, and write its report again; whether there was anything new.
 
     Args:
         config: The job's settings, its toxic model among them.
@@ -76,8 +76,10 @@ def update_views(config: DetoxConfig, say: Say = lambda line: None) -> bool:
         say(f"rewriting {len(passages)} passages in {len(MODES)} decoding modes, for the report")
         views |= {"modes": compare_modes(config, passages), "asked": count}
     output.folder.write(VIEWS, orjson.dumps(views))
-    write_report(config.output, options=config.storage_options)
-    return True
+    shown = bool(views["traces"] or views["modes"])
+    if shown:
+        write_report(config.output, options=config.storage_options)
+    return shown
 
 
 @dataclass(frozen=True)

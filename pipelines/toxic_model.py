@@ -14,6 +14,7 @@ It is trained once an output folder, from the input as it then was, so that a jo
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
 import threading
@@ -29,8 +30,8 @@ from models import registry, store
 from models.protocols import ModelInfo
 from pipelines import runners
 from pipelines.detox_config import DetoxConfig
-from pipelines.run import Prepared, RunSettings, locked, prepare, run_graph, terminable, writable
-from schemas.errors import InputError, TamisError
+from pipelines.run import JOB, Prepared, RunSettings, locked, prepare, run_graph, terminable, writable
+from schemas.errors import InputError, OutputError, TamisError
 from schemas.fingerprint import config_hash, fingerprint
 from transforms.detox.steps import GateToxicity, SegmentText
 from transforms.detox.toxic_texts import FACTS, TEXTS, AnalyseToxicity
@@ -85,6 +86,11 @@ def ready_toxic_model(config: DetoxConfig, settings: RunSettings) -> ToxicModel 
     mark = {"made_with": _identity(config), "source": _source(ready)}
     with locked(output), terminable():
         state = _read(output, STATE)
+        if state.get("trained") and output.exists(JOB) and not settings.overwrite and _is_there(output):
+            raise OutputError(
+                f"the toxic model in {output.url} was made with other models than those here now; pass --overwrite to "
+                "train it anew, or choose another --output"
+            )
         if any(state.get(k) != v for k, v in mark.items()) or not output.exists(TEXTS):
             with writable(output):
                 output.remove(STATE)
@@ -243,6 +249,7 @@ def _train(config: DetoxConfig, output: Folder, state: dict[str, Any], say: Say)
             **method,
         )
     )
+    gc.collect()  # a trainer and its callbacks hold each other, and a model
     if not output.is_local:
         say(f"copying the toxic model to {output.url}/{FOLDER}")
         for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != _DONE):
