@@ -6,11 +6,13 @@
 
 `measure` reads what training recorded, scores the same test texts with the embedded scorers, looks for false alarms among
 sentences of medical abstracts, and marks the trial split of SemEval-2021 task 5 with the tagger, alone and united with
-the lexicon and with occlusion. `prepare` writes two labelled sets: the development split of DGHS (dynamically generated hate: adversarial, half of it
-harmless, the hard part) and Davidson's tweets (hate or offensive against neither), of whose many offensive tweets a
-quarter is taken by a hash of the text, so that the classes balance. DGHS counts four times in an epoch. Both training
-jobs hold their test texts out by themselves, by a hash of the text. Figures go to `benchmarks/results/scorer.json`;
-texts are read only, and stay in `runs/`, which git ignores.
+the lexicon and with occlusion.
+
+`prepare` writes three labelled sets: the development split of DGHS (dynamically generated hate: adversarial, half of it
+harmless, the hard part), Davidson's tweets (hate or offensive against neither; of the many offensive ones a quarter is
+taken by a hash of the text, so that the classes balance), and sentences of tsd_train with and without a marked insult. All
+training jobs hold their test texts out by themselves, by a hash of the text. Figures go to
+`benchmarks/results/scorer.json`; texts are read only, and stay in `runs/`, which git ignores.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("part", choices=("prepare", "train", "measure"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--which", nargs="+", choices=("ranker", "tagger"), default=["ranker", "tagger"])
     args = parser.parse_args()
     if not args.data.exists():
         sys.exit(f"{args.data}: the development data are not here; pass --data")
@@ -69,8 +72,12 @@ def main() -> None:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
             print(f"{path}: {len(rows):,} texts, {sum(r['label'] == 'toxic' for r in rows):,} toxic")
     if args.part == "measure":
-        results = {"ranker": measure_ranker(args.runs), "tagger": measure_tagger(args.runs, args.data)}
-        results["ranker"]["clean"] = measure_clean(args.runs, args.data)
+        results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+        if "ranker" in args.which:
+            results["ranker"] = {**measure_ranker(args.runs), "clean": measure_clean(args.runs, args.data)}
+            results["wide"] = training_figures(args.runs / "scorer-wide")
+        if "tagger" in args.which:
+            results["tagger"] = measure_tagger(args.runs, args.data)
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         print(json.dumps(results, indent=1))
@@ -82,7 +89,7 @@ def main() -> None:
 
 
 def commands(runs: Path, data: Path) -> list[list[str]]:
-    """The two training commands."""
+    """The three training commands: the ranker, the ranker trained on with everyday insults, the tagger."""
     sets = runs / "scorer-data"
     return [
         [
@@ -123,21 +130,29 @@ def davidson(data: Path) -> list[dict[str, Any]]:
     return out
 
 
-def measure_ranker(runs: Path) -> dict[str, Any]:
-    """What training recorded, and the embedded scorers on the very same test texts."""
-    record = json.loads((runs / "scorer-dghs" / "train.json").read_text("utf-8"))
+def training_figures(folder: Path) -> dict[str, Any]:
+    """What training a scorer recorded."""
+    record = json.loads((folder / "train.json").read_text("utf-8"))
     keys = ("train_loss", "tokens_seen", "tokens_per_second", "seconds", "calibration", "test")
     out = {key: record["results"][key] for key in keys}
-    out.update({"run": record["run"], "data": record["data"]["counts"], "others": {}})
-    fraction = record["run"]["settings"]["eval_fraction"]
-    for name in ("dghs", "davidson"):
+    return {**out, "run": record["run"], "data": record["data"]["counts"]}
+
+
+def measure_ranker(runs: Path) -> dict[str, Any]:
+    """What training recorded, and the embedded scorers on the very same test texts."""
+    out = {**training_figures(runs / "scorer-dghs"), "others": {}}
+    fraction = out["run"]["settings"]["eval_fraction"]
+    for name in ("dghs", "davidson", "insults"):
         lines = (runs / "scorer-data" / f"{name}.jsonl").read_text("utf-8").splitlines()
         rows = [r for r in map(json.loads, lines) if side_of(split_key(r["text"]), fraction) == TEST]
         truth = np.array([r["label"] == "toxic" for r in rows], float)
-        for scorer in EMBEDDED:
+        names = (f"hf:{runs}/scorer-dghs", f"hf:{runs}/scorer-wide", *EMBEDDED)
+        for scorer in names if name == "insults" else EMBEDDED:
             score = registry.load("scorer", scorer).score([r["text"] for r in rows])[:, 0].astype(float)
             logits = np.log(np.clip(score, 1e-7, 1 - 1e-7) / np.clip(1 - score, 1e-7, 1))
-            out["others"].setdefault(scorer, {})[name] = label_figures(logits, logits, truth)
+            out["others"].setdefault(scorer.rpartition("/")[2], {})[name] = label_figures(
+                logits, logits, truth
+            )
     return out
 
 
@@ -146,7 +161,7 @@ def measure_clean(runs: Path, data: Path) -> dict[str, Any]:
     texts = medical_abstracts(data)[:CLEAN_DOCUMENTS]
     sentences = [text[a:b] for text in texts for a, b in segment_spans(text)]
     out: dict[str, Any] = {"documents": len(texts), "sentences": len(sentences)}
-    for name in (f"hf:{runs}/scorer-dghs", *EMBEDDED):
+    for name in (f"hf:{runs}/scorer-dghs", f"hf:{runs}/scorer-wide", *EMBEDDED):
         score = registry.load("scorer", name).score(sentences)[:, 0]
         interval = share_interval((score >= 0.5).astype(float))
         out[name.rpartition("/")[2]] = interval.as_dict()
