@@ -49,7 +49,10 @@ def _requirement(text: str) -> tuple[str, set[str]]:
 
 def test_constraints_pin_every_dependency_exactly(project: dict[str, Any], pins: dict[str, str]) -> None:
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(r for e in ("models", "local", "retrieval", "eval", "s3", "dev") for r in extras[e])]
+    wanted = [
+        *project["dependencies"],
+        *(r for e in ("models", "local", "retrieval", "eval", "s3", "dev") for r in extras[e]),
+    ]
     missing = {name for name, _ in map(_requirement, wanted)} - set(pins)
     assert not missing
     # A local version (+cpu) would tie the set to one index, an editable path to one machine.
@@ -66,7 +69,9 @@ def test_every_import_is_of_a_declared_dependency(project: dict[str, Any]) -> No
     """A fresh machine installs what pyproject.toml names, and only that."""
     extras = project["optional-dependencies"]
     declared = {_requirement(r)[0] for r in project["dependencies"]}
-    declared |= {_requirement(r)[0] for e in ("models", "local", "retrieval", "eval", "s3", "gcp") for r in extras[e]}
+    declared |= {
+        _requirement(r)[0] for e in ("models", "local", "retrieval", "eval", "s3", "gcp") for r in extras[e]
+    }
     # Beam's own hard dependencies, of which its API is made; torch's array package.
     declared |= {"protobuf", "grpcio", "numpy", "packaging"}
     provides = importlib.metadata.packages_distributions()
