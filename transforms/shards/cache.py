@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from filelock import FileLock
 
 from schemas.errors import OutputError
 
 _FILE = "answers.sqlite"
+_PATIENCE = 60  # seconds to wait for another process
 _CHUNK = 500  # SQLite's bound on parameters is 999 in old builds
 
 
@@ -119,12 +121,15 @@ class RequestCache:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             Path(self._root).mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(Path(self._root) / _FILE, timeout=60)
-            connection.execute("PRAGMA journal_mode=WAL")
-            # NORMAL in WAL mode: a killed process loses nothing; only a power cut may lose the last few answers.
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB NOT NULL) WITHOUT ROWID"
-            )
+            # Of two processes that switch a new file to WAL at one moment, SQLite refuses one at once, whatever the
+            # timeout (each would wait for the other), so they open it one after the other.
+            with FileLock(Path(self._root) / f"{_FILE}.lock", timeout=_PATIENCE, poll_interval=0.01):
+                connection = sqlite3.connect(Path(self._root) / _FILE, timeout=_PATIENCE)
+                connection.execute("PRAGMA journal_mode=WAL")
+                # NORMAL in WAL mode: a killed process loses nothing; only a power cut may lose the last few answers.
+                connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB NOT NULL) WITHOUT ROWID"
+                )
             self._local.connection = connection
         return connection

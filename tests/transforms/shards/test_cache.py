@@ -1,5 +1,6 @@
 """The request cache: what was answered once is never asked again, whoever asks and whatever was killed."""
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -187,3 +189,33 @@ def test_a_lock_held_too_long_is_one_line_and_no_row_s_fault(tmp_path, monkeypat
     other.rollback()
     cache.put_many({b"other": b"v"})
     assert cache.get_many([b"k", b"other"]) == [b"v", b"v"]
+
+
+def _open_together(root: str, caches: int, barrier: Any, failures: Any) -> None:
+    for number in range(caches):
+        barrier.wait()
+        try:
+            RequestCache(f"{root}/{number}").get_many([b"key"])
+        except OutputError as error:
+            failures.put(str(error))
+    failures.put(None)
+
+
+def test_processes_that_open_a_new_cache_at_one_moment_all_can(tmp_path):
+    context, count, caches = multiprocessing.get_context("fork"), 4, 100
+    barrier, failures = context.Barrier(count), context.Queue()
+    processes = [
+        context.Process(target=_open_together, args=(str(tmp_path), caches, barrier, failures))
+        for _ in range(count)
+    ]
+    for process in processes:
+        process.start()
+    found: list[str] = []
+    ended = 0
+    while ended < count:
+        line = failures.get(timeout=60)
+        ended += line is None
+        found += [line] if line is not None else []
+    for process in processes:
+        process.join()
+    assert found == []
