@@ -334,6 +334,10 @@ def test_a_file_of_other_things_says_so(tmp_path):
     ("line", "message"),
     [
         ('{"body": "a", "n": 1}', r"a.jsonl: no field 'text' \(fields: body, n\); pass --text-column body"),
+        (
+            '{"id": "a1", "body": "a whole sentence"}',  # the longest strings, not the first field
+            r"a.jsonl: no field 'text' \(fields: id, body\); pass --text-column body",
+        ),
         ('{"n": 1}', "it has no text field at all"),
         ('{"text": 5}', "field 'text' is int, not text"),
         ('{"text": [], "n": 1}', "field 'text' is list, not text"),

@@ -314,6 +314,7 @@ def _check(sample: list[bytes], text_column: str, id_column: str | None, name: s
     if not sample:
         return
     fields: dict[str, str] = {}
+    lengths: dict[str, int] = {}
     usable = False
     for raw in sample:
         text, _, error = _parse(raw, text_column, None)
@@ -327,6 +328,7 @@ def _check(sample: list[bytes], text_column: str, id_column: str | None, name: s
         if isinstance(row, dict):
             for key, value in row.items():
                 fields.setdefault(key, type(value).__name__)
+                lengths[key] = lengths.get(key, 0) + (len(value) if isinstance(value, str) else 0)
     if usable and (id_column is None or id_column in fields):
         return
     if not fields:
@@ -339,8 +341,13 @@ def _check(sample: list[bytes], text_column: str, id_column: str | None, name: s
         raise InputError(
             f"{name}: field '{text_column}' is {fields[text_column]}, not text; pass another --text-column"
         )
-    texts = [k for k, v in fields.items() if v == "str"]
-    hint = f"pass --text-column {texts[0]}" if texts else "it has no text field at all"
+    # The longest strings are the likeliest text: the first field is more often an id.
+    likeliest = max(lengths, key=lambda name: lengths[name], default=None)
+    hint = (
+        f"pass --text-column {likeliest}"
+        if likeliest and lengths[likeliest]
+        else "it has no text field at all"
+    )
     raise InputError(f"{name}: no field '{text_column}' (fields: {', '.join(fields)}); {hint}")
 
 
