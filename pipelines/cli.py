@@ -10,6 +10,7 @@ import typer
 
 from pipelines.commands import compare, embed, eval_quality, eval_toxicity, train_encoders, train_ngram
 from pipelines.commands import judgments as judgments_commands
+from pipelines.commands.options import pairs
 
 app = typer.Typer(
     name="tamis",
@@ -232,7 +233,7 @@ def detox(
     from pipelines import detox as job
 
     given: dict[str, Any] = {
-        "text_column": text_column, "id_column": id_column, "scorer": scorer, "scorer_extra": _pairs(scorer_option), "lexicon": lexicon, "model": model,
+        "text_column": text_column, "id_column": id_column, "scorer": scorer, "scorer_extra": pairs(scorer_option), "lexicon": lexicon, "model": model,
         "adapter": adapter, "decoding.mode": decoding, "decoding.toxic_adapter": toxic_adapter,
         "decoding.train.full": toxic_full, "decoding.compare_modes": compare_modes,
         "localize.sources": [s.strip() for s in localize.split(",") if s.strip()], "prompt": prompt, "seed": seed, "gate.gate": gate, "gate.tau": tau, "rewrite.unit": unit,
@@ -255,7 +256,7 @@ def detox(
     }
     settings = job.load_settings(config, {k: v for k, v in given.items() if k in typed}, set_ or [])
     full = job.make_config(
-        {**settings, "input": input, "output": output, "storage_options": _pairs(storage_option)}
+        {**settings, "input": input, "output": output, "storage_options": pairs(storage_option)}
     )
     result = job.run(full, _run_settings(workers, unit_rows, overwrite, dry_run, progress, ctx.args))
     job.print_result(full, result)
@@ -295,7 +296,7 @@ def score(
         attribute=attribute,
         text_column=text_column,
         id_column=id_column,
-        storage_options=_pairs(storage_option),
+        storage_options=pairs(storage_option),
     )
     result = job.run(config, _run_settings(workers, unit_rows, overwrite, dry_run, progress, ctx.args))
     job.print_result(config, result)
@@ -310,7 +311,7 @@ def status(
     """Say how far a job is: units, shards, rates, dead rows, and whether it can be resumed."""
     from pipelines.status import show_status
 
-    show_status(out, options=_pairs(storage_option), as_json=as_json)
+    show_status(out, options=pairs(storage_option), as_json=as_json)
 
 
 @app.command(epilog='Example: tamis inspect clean/ where "toxicity_after < toxicity_before" --table edits')
@@ -333,7 +334,7 @@ def inspect(
         table=table,
         limit=limit,
         as_json=as_json,
-        options=_pairs(storage_option),
+        options=pairs(storage_option),
     )
 
 
@@ -348,7 +349,7 @@ def diff(
     """Show what was changed, word by word, in the terminal."""
     from pipelines.diff import show_diff
 
-    show_diff(out, limit=limit, where=where, row_id=id, options=_pairs(storage_option))
+    show_diff(out, limit=limit, where=where, row_id=id, options=pairs(storage_option))
 
 
 @app.command()
@@ -356,7 +357,7 @@ def report(out: Out, storage_option: Storage = None) -> None:
     """Write report.html and the data card of an output again."""
     from pipelines.report import write_report
 
-    print(write_report(out, options=_pairs(storage_option)))
+    print(write_report(out, options=pairs(storage_option)))
 
 
 @app.command()
@@ -368,7 +369,7 @@ def verify(
     """Check an output: sizes, hashes, rows, and that every byte outside the recorded edits is the input's."""
     from pipelines.verify import verify_output
 
-    verdict = verify_output(out, compare=not no_input, options=_pairs(storage_option))
+    verdict = verify_output(out, compare=not no_input, options=pairs(storage_option))
     for problem in verdict.problems:
         print(f"problem: {problem}")
     if verdict.compared:
@@ -396,7 +397,7 @@ def retry(
     from pipelines.retry import retry_output
 
     settings = _run_settings(workers, None, False, dry_run, progress, ctx.args)
-    replay, result = retry_output(out, settings, options=_pairs(storage_option))
+    replay, result = retry_output(out, settings, options=pairs(storage_option))
     print(f"{replay.rows} dead rows in {replay.units} units, {replay.shards} unreadable shards")
     if result is not None and result.manifest is not None:
         print(f"{result.state}: {result.manifest['totals']['rows_dead']} dead now")
@@ -495,22 +496,6 @@ def _run_settings(
         progress=progress,
         beam_args=tuple(beam_args),
     )
-
-
-def _pairs(items: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE options; a value that reads as JSON is taken as such."""
-    import json
-
-    pairs: dict[str, Any] = {}
-    for item in items or []:
-        key, sign, value = item.partition("=")
-        if not sign:
-            raise typer.BadParameter(f"'{item}' is not KEY=VALUE")
-        try:
-            pairs[key] = json.loads(value)
-        except ValueError:
-            pairs[key] = value
-    return pairs
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.commands.options import pairs
+
 _TEXT, _MODEL, _INDEX, _RUNNING = "Text", "Model", "Index", "Running"
 
 Storage = Annotated[
@@ -181,7 +183,7 @@ def embed(
     from pydantic import ValidationError
 
     from pipelines import embed as job
-    from pipelines.cli import _pairs, _run_settings
+    from pipelines.cli import _run_settings
     from schemas.errors import TamisError
     from transforms.embed.text import TextTemplate
 
@@ -193,9 +195,9 @@ def embed(
         "input": input, "output": output, "encoder": encoder, "text": text, "text_column": text_column,
         "id_column": id_column, "long": long, "kind": kind, "prompt_name": prompt_name, "prefix": prefix,
         "pooling": pooling, "normalize": normalize, "dimensions": dimensions, "store": store, "attribute": attribute,
-        "index": job.make_index_config(index, _pairs(index_option)) if index else None, "device": device, "dtype": dtype,
+        "index": job.make_index_config(index, pairs(index_option)) if index else None, "device": device, "dtype": dtype,
         "threads": threads, "token_budget": token_budget, "checkpoint": checkpoint,
-        "storage_options": _pairs(storage_option),
+        "storage_options": pairs(storage_option),
     }  # fmt: skip
     try:
         config = job.EmbedConfig(**fields)
@@ -224,14 +226,13 @@ def index(
     import sys
 
     from pipelines import embed as job
-    from pipelines.cli import _pairs
 
     entry = job.index_output(
         out,
-        job.make_index_config(kind, _pairs(index_option)),
+        job.make_index_config(kind, pairs(index_option)),
         attribute=attribute,
         threads=threads,
-        options=_pairs(storage_option),
+        options=pairs(storage_option),
         notify=(lambda line: None) if quiet else (lambda line: print(f"index: {line}", file=sys.stderr)),
     )
     print(job.describe_index(out, entry))
@@ -275,14 +276,13 @@ def search(
 ) -> None:
     """Find the rows nearest to a query, with the model that embedded them."""
     from pipelines import search as job
-    from pipelines.cli import _pairs
 
     if bool(query) == bool(queries):
         raise typer.BadParameter("pass a query, or --queries FILE")
     options = job.SearchOptions(
         exact=exact, probe=probe, prompt_name=prompt_name, prefix=prefix, device=device, threads=threads
     )
-    searcher = job.Searcher(out, options, _pairs(storage_option))
+    searcher = job.Searcher(out, options, pairs(storage_option))
     if queries is None:
         job.show_hits(searcher, query, k, as_json=as_json)
         return

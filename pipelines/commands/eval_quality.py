@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from pipelines.commands.options import pairs
 
 Output = Annotated[
     str, typer.Option("--output", "-o", help="Folder for the results; run again to add to it.")
@@ -115,7 +117,7 @@ def utility(
         threads=threads,
         cache=cache,
         progress=progress,
-        storage_options=storage(storage_option),
+        storage_options=pairs(storage_option),
     )
     job.print_result(job.run(config))
 
@@ -164,7 +166,7 @@ def spans(
         examples=examples,
         seed=seed,
         draws=draws,
-        storage_options=storage(storage_option),
+        storage_options=pairs(storage_option),
     )
     job.print_result(job.run(config))
 
@@ -270,7 +272,7 @@ def rewrites(
         common=common,
         limit=limit,
         judge=judge,
-        judge_options=storage(judge_option),
+        judge_options=pairs(judge_option),
         allow_shared_judge=allow_shared_judge,
         encoder=encoder,
         fluency=fluency,
@@ -288,7 +290,7 @@ def rewrites(
         threads=threads,
         cache=cache,
         progress=progress,
-        storage_options=storage(storage_option),
+        storage_options=pairs(storage_option),
     )
     job.print_result(job.run(config))
 
@@ -304,19 +306,3 @@ def named(items: list[str] | None, option: str) -> dict[str, str]:
             raise typer.BadParameter(f"'{name}' is named twice", param_hint=option)
         out[name] = value
     return out
-
-
-def storage(items: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE options of a filesystem; a value that reads as JSON is taken as such."""
-    import json
-
-    pairs: dict[str, Any] = {}
-    for item in items or []:
-        key, sign, value = item.partition("=")
-        if not sign:
-            raise typer.BadParameter(f"'{item}' is not KEY=VALUE", param_hint="--storage-option")
-        try:
-            pairs[key] = json.loads(value)
-        except ValueError:
-            pairs[key] = value
-    return pairs

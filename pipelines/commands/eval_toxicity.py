@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from pipelines.commands.options import pairs
 
 
 def register(app: typer.Typer) -> None:
@@ -154,7 +155,7 @@ def toxicity(
             "prompt_column": prompt_column, "id_column": id_column, "group_column": group_column,
             "combine": [g.strip() for g in combine.split(",")] if combine else [], "limit": limit, "samples": samples,
             "new_tokens": new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
-            "seeds": read_seeds(seeds), "threshold": threshold, "judge": judge, "judge_options": _pairs(judge_option),
+            "seeds": read_seeds(seeds), "threshold": threshold, "judge": judge, "judge_options": pairs(judge_option),
             "rankers": ranker or [], "allow_shared_judge": allow_shared_judge, "reference": reference,
             "max_perplexity": max_perplexity, "draws": draws, "device": device, "dtype": dtype, "threads": threads,
             "batch_rows": batch_rows,
@@ -184,17 +185,3 @@ def read_seeds(text: str) -> list[int]:
             f"'{text}' names no seeds; write how many (5), a range (1337-1341) or a list (7,11)"
         )
     return found
-
-
-def _pairs(items: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE options; a value that reads as JSON is taken as such."""
-    pairs: dict[str, Any] = {}
-    for item in items or []:
-        key, sign, value = item.partition("=")
-        if not sign:
-            raise typer.BadParameter(f"'{item}' is not KEY=VALUE")
-        try:
-            pairs[key] = json.loads(value)
-        except ValueError:
-            pairs[key] = value
-    return pairs

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.eval_quality import Progress, Storage, storage
+from pipelines.commands.eval_quality import Progress, Storage
+from pipelines.commands.options import pairs
 
 judgments_app = typer.Typer(
     name="judgments",
@@ -17,6 +18,40 @@ Overwrite = Annotated[
     bool, typer.Option(help="Replace what other settings left in the folder.", rich_help_panel="Running")
 ]
 Output = Annotated[str, typer.Option("--output", "-o", help="Folder to write to.")]
+PositiveValue = Annotated[
+    float, typer.Option(help="Labels that are a value are positive above this.", rich_help_panel="Labels")
+]
+PositiveRank = Annotated[
+    int | None,
+    typer.Option(
+        help="Labels that are a rank are positive up to this.", rich_help_panel="Labels", show_default=False
+    ),
+]
+Unify = Annotated[
+    str,
+    typer.Option(
+        help="How labels of several annotators merge: apart (an error), max, majority, prefer_human.",
+        rich_help_panel="Labels",
+    ),
+]
+AcrossTargets = Annotated[
+    bool,
+    typer.Option(
+        "--across-targets", help="Also merge labels of different target models.", rich_help_panel="Labels"
+    ),
+]
+LabelSource = Annotated[
+    str | None,
+    typer.Option(help="Only human, or only llm labels.", rich_help_panel="Labels", show_default=False),
+]
+Annotator = Annotated[
+    list[str] | None, typer.Option(help="Only labels of this annotator.", rich_help_panel="Labels")
+]
+Signal = Annotated[list[str] | None, typer.Option(help="Only this signal.", rich_help_panel="Labels")]
+TargetModel = Annotated[
+    list[str] | None,
+    typer.Option(help="Only labels for this reader; `agnostic`: for any.", rich_help_panel="Labels"),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -118,7 +153,7 @@ def import_(
         negatives=negatives,
         corpus=corpus,
         overwrite=overwrite,
-        storage_options=storage(storage_option),
+        storage_options=pairs(storage_option),
     )
     job.print_result(job.run(config))
 
@@ -167,45 +202,14 @@ def export(
     positive_from: Annotated[
         int, typer.Option(help="Least grade of a positive.", rich_help_panel="Labels")
     ] = 1,
-    positive_value: Annotated[
-        float,
-        typer.Option(help="Labels that are a value are positive above this.", rich_help_panel="Labels"),
-    ] = 0.0,
-    positive_rank: Annotated[
-        int | None,
-        typer.Option(
-            help="Labels that are a rank are positive up to this.",
-            rich_help_panel="Labels",
-            show_default=False,
-        ),
-    ] = None,
-    unify: Annotated[
-        str,
-        typer.Option(
-            help="How labels of several annotators merge: apart (an error), max, majority, prefer_human.",
-            rich_help_panel="Labels",
-        ),
-    ] = "apart",
-    across_targets: Annotated[
-        bool,
-        typer.Option(
-            "--across-targets", help="Also merge labels of different target models.", rich_help_panel="Labels"
-        ),
-    ] = False,
-    label_source: Annotated[
-        str | None,
-        typer.Option(help="Only human, or only llm labels.", rich_help_panel="Labels", show_default=False),
-    ] = None,
-    annotator: Annotated[
-        list[str] | None, typer.Option(help="Only labels of this annotator.", rich_help_panel="Labels")
-    ] = None,
-    signal: Annotated[
-        list[str] | None, typer.Option(help="Only this signal.", rich_help_panel="Labels")
-    ] = None,
-    target_model: Annotated[
-        list[str] | None,
-        typer.Option(help="Only labels for this reader; `agnostic`: for any.", rich_help_panel="Labels"),
-    ] = None,
+    positive_value: PositiveValue = 0.0,
+    positive_rank: PositiveRank = None,
+    unify: Unify = "apart",
+    across_targets: AcrossTargets = False,
+    label_source: LabelSource = None,
+    annotator: Annotator = None,
+    signal: Signal = None,
+    target_model: TargetModel = None,
     only_split: Annotated[
         list[str] | None, typer.Option(help="Only labels of this split.", rich_help_panel="Labels")
     ] = None,
@@ -237,7 +241,7 @@ def export(
         negatives=negatives,
         layout=layout,
         overwrite=overwrite,
-        storage_options=storage(storage_option),
+        storage_options=pairs(storage_option),
     )
     job.print_result(job.run(config))
 
@@ -307,7 +311,7 @@ def agree(
         splits=tuple(split or ()),
         seed=seed,
         draws=draws,
-        storage_options=storage(storage_option),
+        storage_options=pairs(storage_option),
     )
     job.print_result(job.run(config), measure)
 
@@ -356,45 +360,14 @@ def groups(
             show_default=False,
         ),
     ] = None,
-    positive_value: Annotated[
-        float,
-        typer.Option(help="Labels that are a value are positive above this.", rich_help_panel="Labels"),
-    ] = 0.0,
-    positive_rank: Annotated[
-        int | None,
-        typer.Option(
-            help="Labels that are a rank are positive up to this.",
-            rich_help_panel="Labels",
-            show_default=False,
-        ),
-    ] = None,
-    unify: Annotated[
-        str,
-        typer.Option(
-            help="How labels of several annotators merge: apart (an error), max, majority, prefer_human.",
-            rich_help_panel="Labels",
-        ),
-    ] = "apart",
-    across_targets: Annotated[
-        bool,
-        typer.Option(
-            "--across-targets", help="Also merge labels of different target models.", rich_help_panel="Labels"
-        ),
-    ] = False,
-    label_source: Annotated[
-        str | None,
-        typer.Option(help="Only human, or only llm labels.", rich_help_panel="Labels", show_default=False),
-    ] = None,
-    annotator: Annotated[
-        list[str] | None, typer.Option(help="Only labels of this annotator.", rich_help_panel="Labels")
-    ] = None,
-    signal: Annotated[
-        list[str] | None, typer.Option(help="Only this signal.", rich_help_panel="Labels")
-    ] = None,
-    target_model: Annotated[
-        list[str] | None,
-        typer.Option(help="Only labels for this reader; `agnostic`: for any.", rich_help_panel="Labels"),
-    ] = None,
+    positive_value: PositiveValue = 0.0,
+    positive_rank: PositiveRank = None,
+    unify: Unify = "apart",
+    across_targets: AcrossTargets = False,
+    label_source: LabelSource = None,
+    annotator: Annotator = None,
+    signal: Signal = None,
+    target_model: TargetModel = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Only this split.", rich_help_panel="Labels")
     ] = None,
@@ -531,7 +504,7 @@ def groups(
         queries_per_shard=queries_per_shard,
         overwrite=overwrite,
         progress=progress,
-        storage_options=storage(storage_option),
+        storage_options=pairs(storage_option),
     )
     job.print_result(job.run(config, dry_run=dry_run))
 

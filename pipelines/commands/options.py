@@ -1,0 +1,26 @@
+"""Readers of repeated command-line options, shared by all commands. Imports typer only."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+
+def pairs(items: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE options as a mapping; a value that reads as JSON is taken as such.
+
+    Raises:
+        typer.BadParameter: One is not KEY=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for item in items or []:
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"'{item}' is not KEY=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
