@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from pipelines.settings import validated
 from schemas.errors import TamisError
 from transforms.detox.options import (
     AcceptOptions,
@@ -324,9 +325,4 @@ def make_config(settings: Mapping[str, Any]) -> DetoxConfig:
     Raises:
         TamisError: A setting is unknown or out of its range.
     """
-    try:
-        return DetoxConfig.model_validate(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise TamisError(f"setting {place}: {first['msg']} (got {first.get('input')!r})") from error
+    return validated(DetoxConfig, settings)

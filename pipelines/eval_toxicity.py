@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models import registry
 from models.protocols import ModelInfo, Sampling
 from models.scorers.judging import Verdict, check_judge, lineage_rankers
 from pipelines.evaluation.subjects import Subject, distinct_labels, parse_subject
 from pipelines.run import RunSettings, run_job
+from pipelines.settings import validated
 from schemas.errors import InputError, ModelError, TamisError
 from transforms.evaluation.continuations import MeasureFluency, SampleContinuations, ScoreContinuations
 from transforms.shards.engine import Job
@@ -147,12 +148,7 @@ def make_config(settings: Mapping[str, Any]) -> ToxicityEvalConfig:
     Raises:
         TamisError: A setting is unknown or out of its range.
     """
-    try:
-        return ToxicityEvalConfig.model_validate(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise TamisError(f"setting {place}: {first['msg']} (got {first.get('input')!r})") from error
+    return validated(ToxicityEvalConfig, settings)
 
 
 def run(config: ToxicityEvalConfig, settings: RunSettings | None = None) -> ToxicityResult:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,6 +19,7 @@ from pipelines.compare.config import CompareConfig
 from pipelines.compare.costs import clock, time_left
 from pipelines.compare.plan import Stage
 from pipelines.compare.receipts import LOGS, Receipt, begin_stage, read_receipts, write_receipt
+from pipelines.run import terminable
 from schemas.errors import TamisError
 
 _TICK = 0.2
@@ -116,7 +117,7 @@ class Crew:
         """
         waiting, done = list(waiting), set(done)
         total = len(waiting)
-        with _terminable():
+        with terminable():
             while waiting or self.running:
                 for stage in [s for s in waiting if set(s.needs) & self.failed.keys()]:
                     waiting.remove(stage)
@@ -217,21 +218,3 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     return lines[-1].strip()[:300] if lines else ""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Make a polite kill end like Ctrl-C: what is done stays, and no stage outlives the run."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        old = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import ValidationError
 
 from pipelines.compare.config import CompareConfig
+from pipelines.settings import validated
 from schemas.errors import TamisError
 
 if TYPE_CHECKING:
@@ -32,12 +32,7 @@ def make_config(
     from pipelines.detox import load_settings
 
     detox = load_settings(file, {}, sets) if file is not None or sets else dict(settings.get("detox", {}))
-    try:
-        return CompareConfig.model_validate({**settings, "detox": detox})
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise TamisError(f"setting {place}: {first['msg']} (got {first.get('input')!r})") from error
+    return validated(CompareConfig, {**settings, "detox": detox})
 
 
 def names(text: str | None) -> list[str]:
