@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,60 @@ from schemas.errors import OutputError
 
 _PATIENCE = 120  # seconds
 WORK, PLAN, RECORD, SUCCESS = "_tamis", "_tamis/train.json", "train.json", "_SUCCESS"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a training run.
+
+    Attributes:
+        output: The folder.
+        plan: What was planned; None where nothing was left to do.
+        record: What `train.json` holds; None after a dry run.
+        resumed_from: Step the run went on from; 0 = it began anew.
+    """
+
+    output: Path
+    plan: Any
+    record: dict[str, Any] | None
+    resumed_from: int = 0
+
+
+def train_in_folder(
+    train: Callable[[Path], tuple[Any, dict[str, Any], int]],
+    output: Path,
+    identity: str,
+    *,
+    config: Mapping[str, Any],
+    job: str,
+    emit: Callable[..., None],
+) -> TrainResult:
+    """Make the folder this run's own, train into it (or go on there), and record start and end.
+
+    Args:
+        train: Trains into a folder; returns plan, record and the step it went on from.
+        output: The folder, free for this run (`check_output`).
+        identity: Hash of settings, data and base model.
+        config: For the record of the plan.
+        job: Name of the job in the events.
+        emit: `EventLog.emit`.
+
+    Raises:
+        OutputError: Another process is training into the folder.
+    """
+    with locked(output):
+        if rank():
+            wait_for_plan(output, identity)
+        else:
+            if (read_record(output / PLAN) or {}).get("config_hash") != identity:
+                clear(output)
+            write_record(output / PLAN, {"config_hash": identity, "config": dict(config)})
+            emit("run", state="started", job=job, config_hash=identity)
+        plan, record, resumed = train(output)
+        if not rank():
+            figures = {k: v for k, v in (record.get("results") or {}).items() if isinstance(v, int | float)}
+            emit("run", state="finished", job=job, **figures)
+    return TrainResult(output, plan, record, resumed)
 
 
 def local_folder(output: str) -> Path:

@@ -13,7 +13,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,24 +21,19 @@ from pydantic import Field, ValidationError
 
 from models.training.settings import TrainSettings
 from pipelines.train_folder import (
-    PLAN,
+    TrainResult,
     check_output,
-    clear,
     local_folder,
-    locked,
     rank,
-    read_record,
     silent,
     to_stderr,
-    wait_for_plan,
-    write_record,
+    train_in_folder,
 )
 from schemas.errors import InputError, TamisError
 from schemas.fingerprint import config_hash
 
 if TYPE_CHECKING:
     from models.training.data import DataForm
-    from models.training.session import TrainPlan
     from models.training.shards import ShardListing
 
 
@@ -82,23 +76,6 @@ class TrainLMConfig(TrainSettings):
                     orjson.dumps(value).decode() if isinstance(value, dict) else str(value),
                 ]
         return shlex.join(words)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What came of a run.
-
-    Attributes:
-        output: The folder.
-        plan: What was planned; None where nothing was left to do.
-        record: What `train.json` holds; None after a dry run.
-        resumed_from: Step the run went on from; 0 = it began anew.
-    """
-
-    output: Path
-    plan: TrainPlan | None
-    record: dict[str, Any] | None
-    resumed_from: int = 0
 
 
 def run(config: TrainLMConfig) -> TrainResult:
@@ -153,20 +130,12 @@ def run(config: TrainLMConfig) -> TrainResult:
     if done is not None:
         say(f"{output} holds this model already; nothing to do")
         return TrainResult(output, None, done)
-    with locked(output):
-        if rank():
-            wait_for_plan(output, identity)
-        else:
-            if (read_record(output / PLAN) or {}).get("config_hash") != identity:
-                clear(output)
-            write_record(output / PLAN, {"config_hash": identity, "config": config.model_dump()})
-            events.emit("run", state="started", job="train-lm", config_hash=identity)
-        plan, record, resumed = session.train(output)
-        if not rank():
-            figures = {name: value for name, value in record["results"].items() if value is not None}
-            events.emit("run", state="finished", job="train-lm", **figures)
-    say(f"saved {record['kind']} in {output}")
-    return TrainResult(output, plan, record, resumed)
+    result = train_in_folder(
+        session.train, output, identity, config=config.model_dump(), job="train-lm", emit=events.emit
+    )
+    assert result.record is not None
+    say(f"saved {result.record['kind']} in {output}")
+    return result
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,31 +9,25 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from models.training.classifier_settings import ClassifierSettings, EncoderSettings
 from pipelines.train_folder import (
-    PLAN,
+    TrainResult,
     check_output,
-    clear,
     local_folder,
-    locked,
     rank,
-    read_record,
     silent,
     to_stderr,
-    wait_for_plan,
-    write_record,
+    train_in_folder,
 )
 from schemas.errors import InputError
 from schemas.fingerprint import config_hash
 
 if TYPE_CHECKING:
-    from models.training.encoder_session import EncoderPlan, EncoderSession
+    from models.training.encoder_session import EncoderSession
     from models.training.labelled import LabelledSource
     from models.training.shards import ShardListing
 
@@ -77,24 +71,7 @@ class TrainScorerConfig(ClassifierSettings):
         return [LabelledSource.parse(text, **shared) for text in self.data]
 
 
-@dataclass(frozen=True)
-class TrainedResult:
-    """What came of a run.
-
-    Attributes:
-        output: The folder.
-        plan: What was planned; None where nothing was left to do.
-        record: What `train.json` holds; None after a dry run.
-        resumed_from: Step the run went on from; 0 = it began anew.
-    """
-
-    output: Path
-    plan: EncoderPlan | None
-    record: dict[str, Any] | None
-    resumed_from: int = 0
-
-
-def run(config: TrainScorerConfig) -> TrainedResult:
+def run(config: TrainScorerConfig) -> TrainResult:
     """Train, go on with a run that was killed, or find the work done.
 
     Raises:
@@ -143,7 +120,7 @@ def run(config: TrainScorerConfig) -> TrainedResult:
     return train_into(session, config, "train-scorer")
 
 
-def train_into(session: EncoderSession, config: Any, job: str) -> TrainedResult:
+def train_into(session: EncoderSession, config: Any, job: str) -> TrainResult:
     """Run a session into the configuration's output folder; `config` has output, dry_run, overwrite, quiet.
 
     Raises:
@@ -157,26 +134,18 @@ def train_into(session: EncoderSession, config: Any, job: str) -> TrainedResult:
         prepared = session.read()
         plan = session.estimate(prepared)
         print("\n".join(session.describe_plan(prepared, plan)))
-        return TrainedResult(output, plan, None)
+        return TrainResult(output, plan, None)
     done = check_output(output, identity, overwrite=config.overwrite)
     if done is not None:
         session.say(f"{output} holds this model already; nothing to do")
-        return TrainedResult(output, None, done)
+        return TrainResult(output, None, done)
     events = EventLog(Folder(str(output)))
     session.emit = lambda kind, fields: None if rank() else events.emit("train", event=kind, **fields)
-    with locked(output):
-        if rank():
-            wait_for_plan(output, identity)
-        else:
-            if (read_record(output / PLAN) or {}).get("config_hash") != identity:
-                clear(output)
-            write_record(output / PLAN, {"config_hash": identity, "config": config.model_dump()})
-            events.emit("run", state="started", job=job, config_hash=identity)
-        plan, record, resumed = session.train(output)
-        if not rank():
-            events.emit("run", state="finished", job=job)
+    result = train_in_folder(
+        session.train, output, identity, config=config.model_dump(), job=job, emit=events.emit
+    )
     session.say(f"saved {session.kind} in {output}")
-    return TrainedResult(output, plan, record, resumed)
+    return result
 
 
 def describe_sources(

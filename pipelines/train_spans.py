@@ -9,8 +9,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from models.training.classifier_settings import TaggerSettings
-from pipelines.train_folder import rank, silent, to_stderr
-from pipelines.train_scorer import TrainedResult, command_line, describe_sources, train_into
+from pipelines.train_folder import TrainResult, rank, silent, to_stderr
+from pipelines.train_scorer import command_line, describe_sources, train_into
 from schemas.fingerprint import config_hash
 
 
@@ -32,7 +32,7 @@ class TrainSpansConfig(TaggerSettings):
     command: str = Field("", description="Command line for the model card; default: made from the settings.")
 
 
-def run(config: TrainSpansConfig) -> TrainedResult:
+def run(config: TrainSpansConfig) -> TrainResult:
     """Train, go on with a run that was killed, or find the work done.
 
     Raises:

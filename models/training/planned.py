@@ -5,6 +5,7 @@ Import this module late: it needs torch and transformers.
 
 from __future__ import annotations
 
+import abc
 import json
 import math
 import os
@@ -37,7 +38,7 @@ class Plan(Protocol):
         ...
 
 
-class PlannedTrainer(transformers.Trainer):
+class PlannedTrainer(transformers.Trainer, abc.ABC):
     """`transformers.Trainer` on planned batches, with a loss that is a sum over items divided by their number.
 
     A subclass says what the items are (tokens, labels): `summed_loss`, `count_items`, `count_tokens`.
@@ -78,17 +79,20 @@ class PlannedTrainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = True
         self.tokens_seen = 0
 
+    @abc.abstractmethod
     def summed_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Loss summed over a batch's items, their number, and the model's outputs."""
-        raise NotImplementedError
+        ...
 
+    @abc.abstractmethod
     def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
         """Number of a batch's items."""
-        raise NotImplementedError
+        ...
 
+    @abc.abstractmethod
     def count_tokens(self, batch: dict[str, Any]) -> int:
         """Number of a batch's tokens, padding left out."""
-        raise NotImplementedError
+        ...
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the plan, epoch by epoch."""
