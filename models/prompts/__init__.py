@@ -8,7 +8,7 @@ is a new file (`-v2`), because the hash of the file stands in every edit made wi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -101,11 +101,12 @@ class Prompt:
         return parse_answer(text, prefill=_prefill(self))
 
 
-def load_prompt(name: str | Path, **options: Any) -> Prompt:
+def load_prompt(name: str | Path, *, variables: Sequence[str] = ("text",), **options: Any) -> Prompt:
     """Load a prompt by its name, or from a file of the user's.
 
     Args:
         name: A prompt shipped in this folder (`detox-rewrite-v1`), or a path (it ends in `.jinja` or holds a slash).
+        variables: What the caller will fill in; a template that needs more is refused here, not in the middle of a job.
         **options: Variables to bind for good, such as `shots=1`; they take part in the hash.
 
     Raises:
@@ -132,7 +133,7 @@ def load_prompt(name: str | Path, **options: Any) -> Prompt:
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"Prompt {text_name!r} cannot be read: {error}") from error
     prompt = Prompt(path.stem, source, tuple(sorted(options.items())))
-    _check(prompt)
+    _check(prompt, variables)
     return prompt
 
 
@@ -219,7 +220,7 @@ def _prefill(prompt: Prompt) -> str:
     return prompt.render(text="")[1]
 
 
-def _check(prompt: Prompt) -> None:
+def _check(prompt: Prompt, variables: Sequence[str]) -> None:
     """Refuse a template that could not be rendered later, in the middle of a job."""
     template = _compile(prompt.source, prompt.name)
     if "user" not in template.blocks:
@@ -231,4 +232,4 @@ def _check(prompt: Prompt) -> None:
         raise PromptError(
             f"Prompt {prompt.name}: unknown block {sorted(unknown)[0]!r}; use {', '.join(BLOCKS)}"
         )
-    prompt.render(text="")
+    prompt.render(**dict.fromkeys(variables, ""))

@@ -3,11 +3,13 @@ from __future__ import annotations
 import pickle
 import re
 
+import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import meta
 
-from models.prompts import FOLDER, PromptError, load_prompt, parse_answer, prompt_names
+from models.prompts import FOLDER, OPTIONAL, PromptError, load_prompt, parse_answer, prompt_names
 from models.protocols import Candidate
 
 NAME = "detox-rewrite-v1"
@@ -101,8 +103,23 @@ class TestLoadPrompt:
 
     def test_every_shipped_prompt_renders(self):
         for name in prompt_names():
-            assert load_prompt(name).render(text="x")[0]
+            asked = variables_of(name)
+            assert load_prompt(name, variables=asked).render(**dict.fromkeys(asked, "x"))[0]
         assert NAME in prompt_names()
+
+    def test_what_the_caller_will_not_fill_in_is_refused_at_once(self, tmp_path):
+        path = tmp_path / "pair.jinja"
+        path.write_text("{% block user %}{{ query }} {{ passage }}{% endblock %}")
+        with pytest.raises(PromptError, match="query"):
+            load_prompt(path)
+        messages, _, _ = load_prompt(path, variables=("query", "passage")).render(query="a", passage="b")
+        assert messages[0].content == "a b"
+
+
+def variables_of(name):
+    """The variables a shipped prompt must be given: what it asks for and neither sets nor may go without."""
+    tree = jinja2.Environment().parse((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"))
+    return sorted(meta.find_undeclared_variables(tree) - set(OPTIONAL))
 
 
 class TestParseAnswer:
