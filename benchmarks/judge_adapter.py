@@ -99,8 +99,7 @@ def nfcorpus_pairs(data: Path, count: int, seed: int) -> list[dict[str, Any]]:
             draw = dice.randrange(len(ids))
             if draw not in graded:
                 others.add(draw)
-        for i in sorted(relevant | others):
-            pairs.append(_pair(queries[query], documents[i]["title"], documents[i]["text"], i in relevant))
+        pairs += [_pair(queries[query], documents[i], i in relevant) for i in sorted(relevant | others)]
     return pairs
 
 
@@ -120,8 +119,7 @@ def nq_pairs(data: Path, count: int, seed: int) -> list[dict[str, Any]]:
         other = dice.choice(wrong) if wrong and dice.random() < 0.6 else dice.randrange(len(rows))
         if other == i or _answers(passages[other]["text"], rows[i]["answers"]):
             continue
-        for j in (i, other):
-            pairs.append(_pair(rows[i]["question"], passages[j]["title"], passages[j]["text"], j == i))
+        pairs += [_pair(rows[i]["question"], passages[j], j == i) for j in (i, other)]
     return pairs
 
 
@@ -138,9 +136,10 @@ def _qrels(archive: zipfile.ZipFile, name: str) -> dict[str, dict[str, int]]:
     return dict(out)
 
 
-def _pair(query: str, title: str, text: str, relevant: bool) -> dict[str, Any]:
+def _pair(query: str, document: dict[str, Any], relevant: bool) -> dict[str, Any]:
     from models.prompts import load_prompt
 
+    title, text = document["title"], document["text"]
     passage = cut(f"{title}. {text}" if title else text)
     turns, _, _ = load_prompt(PROMPT, variables=("query", "passage")).render(query=query, passage=passage)
     messages = [{"role": m.role, "content": m.content} for m in turns]
