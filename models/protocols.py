@@ -129,12 +129,15 @@ class GenerationRequest:
         prefill: Text the assistant's turn already begins with (never repeated in the candidates).
         seed: Request seed; candidate i of temperature t uses `derive_seed(seed, t, i)`.
         stop: Strings that end a candidate; the stop string itself is cut off.
+        schema: JSON schema (as JSON text) the answer should follow. A server is asked to enforce it (structured output);
+            a model in this process is not held to it. Empty = free text.
     """
 
     messages: tuple[Message, ...]
     seed: int
     prefill: str = ""
     stop: tuple[str, ...] = ()
+    schema: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,23 @@ class Generation:
     candidates: tuple[Candidate, ...]
     prompt_tokens: int
     error: str | None = None  # set only where this request failed for good; candidates are then empty
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probabilities of given tokens after one prompt, or an error.
+
+    Attributes:
+        values: Natural logarithms; what of, the function that gives them says.
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens scored.
+        error: Set only where this prompt failed for good; `values` is then empty.
+    """
+
+    values: tuple[float, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    error: str | None = None
 
 
 @runtime_checkable

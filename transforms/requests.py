@@ -192,6 +192,8 @@ def request_key(info: ModelInfo, request: GenerationRequest, sampling: Sampling)
         "sampling": asdict(sampling),
         "seed": request.seed,
     }
+    if request.schema:  # only then, so that answers of before there were schemas keep their keys
+        body["schema"] = request.schema
     return digest("generate", identity(info), orjson.dumps(_whole_strings(body), option=orjson.OPT_SORT_KEYS))
 
 

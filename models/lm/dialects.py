@@ -6,6 +6,7 @@ continued from a prefill, and in what they call top-k and the repetition penalty
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ class Dialect:
         top_k: Its name for top-k; None = it has none.
         repetition_penalty: Its name for the repetition penalty; None = it has none.
         max_tokens: Its name for the longest answer.
+        structured: It holds answers to a JSON schema when asked to (`response_format`).
     """
 
     continues: bool = False
@@ -31,6 +33,7 @@ class Dialect:
     top_k: str | None = None
     repetition_penalty: str | None = None
     max_tokens: str = "max_tokens"
+    structured: bool = True
 
 
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
@@ -41,7 +44,7 @@ DIALECTS = {
     "llama.cpp": Dialect(True, {}, "top_k", "repeat_penalty"),
     # Nothing beyond the standard: unknown fields are refused by some hosted servers.
     "openai": Dialect(max_tokens="max_completion_tokens"),
-    "basic": Dialect(),
+    "basic": Dialect(structured=False),
 }
 # What a server's model list calls its owner -> its dialect.
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp", "openai": "openai", "system": "openai"}
@@ -110,6 +113,11 @@ def write_body(
         body |= dialect.continue_body
     if request.stop and (prefilled or not request.prefill):
         body["stop"] = list(request.stop)
+    if request.schema and dialect.structured:
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": json.loads(request.schema)},
+        }
     return body
 
 
