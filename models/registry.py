@@ -2,6 +2,7 @@
 
     scorer    lexicon   lexicon:<words.txt>   linear   jigsaw-bilstm (six-label)   ngram:<folder>
               detoxify:original|unbiased|multilingual|original-small|unbiased-small   hf:<folder or id>
+              max:<scorer>,<scorer>,...   mean:<scorer>,<scorer>,...
     encoder   minilm    hf:<folder or id>
     lm        smollm2   hf:<folder or id>   <folder>   openai:<base url>#<model>
     tagger    hf:<folder or id>   <folder>
@@ -166,6 +167,16 @@ def names() -> list[NameRow]:
         NameRow(
             "ngram:<folder>", "scorer", "on request", "", 0, "folder", "what `tamis train ngram` has fitted"
         ),
+        NameRow(
+            "max:<scorer>,<scorer>",
+            "scorer",
+            "on request",
+            "",
+            0,
+            "its members",
+            "the largest score of several",
+        ),
+        NameRow("mean:<scorer>,<scorer>", "scorer", "on request", "", 0, "its members", "their mean"),
         NameRow("hf:<folder or id>", "encoder", "on request", "", 0, "folder or hub", "any sentence encoder"),
         NameRow("hf:<folder or id>", "lm", "on request", "", 0, "folder or hub", "any causal language model"),
         NameRow(
@@ -213,7 +224,24 @@ def _scorer(name: str, options: dict[str, Any]) -> _Part:
         return _detoxify(rest, name, options)
     if family == "hf" and rest:
         return _classifier(rest, name, options)
+    if family in ("max", "mean") and rest:
+        return _ensemble(name, options)
     raise _unknown("scorer", name)
+
+
+def _ensemble(name: str, options: dict[str, Any]) -> _Part:
+    from models.scorers import ensemble
+
+    combine, members = ensemble.member_names(name)
+    _refuse_options(name, options, RUNNING)  # what belongs to one member alone cannot be said for all
+
+    def info() -> ModelInfo:
+        return ensemble.describe(name, [describe("scorer", m, **options) for m in members])
+
+    def build() -> ensemble.EnsembleScorer:
+        return ensemble.EnsembleScorer([load("scorer", m, **options) for m in members], info(), combine)
+
+    return _Part(describe=info, load=build)
 
 
 def _lexicon(path: Path | None, name: str, options: dict[str, Any]) -> _Part:

@@ -110,12 +110,20 @@ def _shared(judge: ModelInfo, ranker: ModelInfo) -> list[str]:
         ]
     if judge.name == ranker.name:
         return [f"{judge.name} ranked the training data (at another revision)"]
+    members = set(_members(judge)) & set(_members(ranker))
+    if members:
+        return [f"{min(members)} is part of {ranker.name}, which ranked the training data"]
     common = sorted(training_tags(judge) & training_tags(ranker))
     if common:
         return [
             f"{judge.name} learnt from {', '.join(common)}, as did {ranker.name}, which ranked the training data"
         ]
     return []
+
+
+def _members(info: ModelInfo) -> Sequence[str]:
+    """Tags of the scorers a scorer consists of: itself, or an ensemble's members."""
+    return [str(tag) for tag in info.extra.get("members", ())] or [info.tag]
 
 
 def _of_folder(folder: Path, depth: int) -> list[ModelInfo]:
