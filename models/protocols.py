@@ -121,6 +121,50 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """A reply that is exactly one of a few texts."""
+
+    options: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.options or not all(self.options):
+            raise ValueError("a reply needs options to choose from, none of them empty")
+
+
+@dataclass(frozen=True)
+class NumberList:
+    """A reply that lists distinct numbers in brackets: `[3], [1]`, or `[3] > [1]`.
+
+    Attributes:
+        count: The numbers are 1 to this.
+        separator: What stands between two of them.
+        at_least: Fewest numbers of a list.
+        at_most: Most numbers; None = all.
+        none: What is said in place of an empty list; empty = a list there must be.
+    """
+
+    count: int
+    separator: str = ", "
+    at_least: int = 1
+    at_most: int | None = None
+    none: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.at_least <= self.limit <= self.count or not self.separator:
+            raise ValueError(
+                f"no list of {self.at_least} to {self.limit} of {self.count} numbers can be written"
+            )
+
+    @property
+    def limit(self) -> int:
+        """Most numbers of a list."""
+        return self.count if self.at_most is None else self.at_most
+
+
+ReplyForm = OneOf | NumberList
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One prompt, to be continued `sampling.n` times.
 
@@ -131,6 +175,8 @@ class GenerationRequest:
         stop: Strings that end a candidate; the stop string itself is cut off.
         schema: JSON schema (as JSON text) the answer should follow. A server is asked to enforce it (structured output);
             a model in this process is not held to it. Empty = free text.
+        form: What an answer may be, to which a model in this process is held (it can still be cut off by length); a server
+            is not. None = any text.
     """
 
     messages: tuple[Message, ...]
@@ -138,6 +184,7 @@ class GenerationRequest:
     prefill: str = ""
     stop: tuple[str, ...] = ()
     schema: str = ""
+    form: ReplyForm | None = None
 
 
 @dataclass(frozen=True)

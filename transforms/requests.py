@@ -194,6 +194,8 @@ def request_key(info: ModelInfo, request: GenerationRequest, sampling: Sampling)
     }
     if request.schema:  # only then, so that answers of before there were schemas keep their keys
         body["schema"] = request.schema
+    if request.form is not None:
+        body["form"] = {type(request.form).__name__: asdict(request.form)}
     return digest("generate", identity(info), orjson.dumps(_whole_strings(body), option=orjson.OPT_SORT_KEYS))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from models.lm.chat import encode_chat, encode_plain
+from models.lm.constrained import Constraint, TokenTrie, token_texts
 from models.lm.decoder import CausalDecoder, Decoder, Lockstep, SharedPrefixDecoder
 from models.lm.folder import describe_folder
 from models.lm.limits import check_sampling
@@ -98,6 +99,7 @@ class LocalLanguageModel:
         self.batch_rows = batch_rows or (EXACT_ROWS if self._prepared.exact else 1)
         self._rows_by_length = batch_rows is None and self._prepared.exact
         self._own_decoder = self.decoder()
+        self._constraints: TokenTrie | None = None  # made when a request first asks for a form
         extra = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": on.type, "threads": threads}
         # Cosmetic where it changes nothing, and then not recorded.
         extra |= {} if self._prepared.exact or self.batch_rows == 1 else {"batch_rows": self.batch_rows}
@@ -282,7 +284,12 @@ class LocalLanguageModel:
             left = dict(enumerate(requests))
             try:
                 for number, drawn in sample(
-                    decoder, jobs, sampling, eos=self._eos, batch_rows=batch_rows, hook=hook
+                    decoder,
+                    jobs,
+                    sampling,
+                    eos=self._eos,
+                    batch_rows=batch_rows,
+                    hook=self._constrained([request for _, request, _ in requests], hook),
                 ):
                     index, _, _ = left.pop(number)
                     finish(index, self._generation(jobs[number], drawn, watches[number]))
@@ -294,6 +301,15 @@ class LocalLanguageModel:
             finally:
                 decoder.reset()
             requests = list(left.values())
+
+    def _constrained(self, requests: Sequence[GenerationRequest], hook: Hook | None) -> Hook | None:
+        """The hook, and behind it what keeps replies to their forms, where any request asks for one."""
+        forms = {number: r.form for number, r in enumerate(requests) if r.form is not None}
+        if not forms:
+            return hook
+        if self._constraints is None:
+            self._constraints = TokenTrie(token_texts(self.tokenizer, self.vocabulary))
+        return Constraint(self._constraints, self._eos, forms, hook)
 
     def _generation(self, job: Job, drawn: list[Drawn], watch: StopWatch) -> Generation:
         candidates = tuple(
