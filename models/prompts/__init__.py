@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 BLOCKS = ("system", "user", "assistant")
+# A prompt that shows passages one a turn: the opening turn and the model's answer to it, then for each passage its turn
+# (`number`, `passage`) and the model's receipt; the `user` block is the last turn. All four or none.
+LIST_BLOCKS = ("opening", "ready", "passage", "received")
 # What a template may leave unset: each is false, so `{% if before %}` works in any of them.
 OPTIONAL: Mapping[str, Any] = {"before": "", "after": "", "shots": 0}
 
@@ -79,19 +82,53 @@ class Prompt:
         Raises:
             PromptError: A variable the template needs was not given, or the template failed.
         """
+        template = _compile(self.source, self.name)
+        turns = {block: self._block(block, variables) for block in BLOCKS if block in template.blocks}
+        messages = tuple(Message(role, turns[role]) for role in ("system", "user") if turns.get(role))
+        return messages, turns.get("assistant", ""), self.stop
+
+    def render_list(
+        self, passages: Sequence[str], **variables: Any
+    ) -> tuple[tuple[Message, ...], str, tuple[str, ...]]:
+        """Fill a template that shows passages, numbered from 1.
+
+        Args:
+            passages: What is shown. A template with the blocks of `LIST_BLOCKS` shows them one a turn; any other is
+                given `passages` for its user turn.
+            **variables: What the template asks for; `count` is filled in.
+
+        Returns:
+            As `render`.
+
+        Raises:
+            PromptError: As `render`.
+        """
+        variables = {"count": len(passages), "passages": list(passages), **variables}
+        messages, prefill, stop = self.render(**variables)
+        template = _compile(self.source, self.name)
+        if "passage" not in template.blocks:
+            return messages, prefill, stop
+        turns = [
+            Message("user", self._block("opening", variables)),
+            Message("assistant", self._block("ready", variables)),
+        ]
+        for number, passage in enumerate(passages, 1):
+            here = {**variables, "number": number, "passage": passage}
+            turns += [
+                Message("user", self._block("passage", here)),
+                Message("assistant", self._block("received", here)),
+            ]
+        return (*messages[:-1], *turns, messages[-1]), prefill, stop
+
+    def _block(self, name: str, variables: Mapping[str, Any]) -> str:
         import jinja2
 
         template = _compile(self.source, self.name)
-        turns = {}
         try:
             context = template.new_context({**OPTIONAL, **dict(self.options), **variables})
-            for block in BLOCKS:
-                if block in template.blocks:
-                    turns[block] = "".join(template.blocks[block](context)).strip()
+            return "".join(template.blocks[name](context)).strip()
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise PromptError(f"Prompt {self.name}: {error}") from error
-        messages = tuple(Message(role, turns[role]) for role in ("system", "user") if turns.get(role))
-        return messages, turns.get("assistant", ""), self.stop
 
     def parse(self, candidate: Candidate) -> str | None:
         """The answer in a candidate that continues this prompt (its prefill and closing tag included), or None."""
@@ -227,9 +264,15 @@ def _check(prompt: Prompt, variables: Sequence[str]) -> None:
         raise PromptError(
             f"Prompt {prompt.name} has no user turn: add {{% block user %}} ... {{% endblock %}}"
         )
-    unknown = set(template.blocks) - set(BLOCKS)
+    unknown = set(template.blocks) - set(BLOCKS) - set(LIST_BLOCKS)
     if unknown:
         raise PromptError(
-            f"Prompt {prompt.name}: unknown block {sorted(unknown)[0]!r}; use {', '.join(BLOCKS)}"
+            f"Prompt {prompt.name}: unknown block {sorted(unknown)[0]!r}; use {', '.join((*BLOCKS, *LIST_BLOCKS))}"
         )
-    prompt.render(**dict.fromkeys(variables, ""))
+    missing = set(LIST_BLOCKS) - set(template.blocks)
+    if missing and len(missing) < len(LIST_BLOCKS):
+        raise PromptError(
+            f"Prompt {prompt.name}: to show passages one a turn it also needs the block {sorted(missing)[0]!r}"
+        )
+    values = dict.fromkeys(variables, "")
+    prompt.render_list([""], **values) if not missing else prompt.render(**values)

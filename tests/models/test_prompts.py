@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import meta
 
-from models.prompts import FOLDER, OPTIONAL, PromptError, load_prompt, parse_answer, prompt_names
+from models.prompts import FOLDER, LIST_BLOCKS, OPTIONAL, PromptError, load_prompt, parse_answer, prompt_names
 from models.protocols import Candidate
 
 NAME = "detox-rewrite-v1"
@@ -189,3 +189,34 @@ class TestPromptParse:
 
     def test_one_that_holds_its_own_closing_tag(self):
         assert load_prompt(NAME).parse(candidate("A fine day.</answer> Bye", "eos")) == "A fine day."
+
+
+class TestLists:
+    def test_passages_one_a_turn_with_a_receipt_for_each(self):
+        prompt = load_prompt("utilsel-v1", variables=("query", "answer"))
+        messages, prefill, stop = prompt.render_list(["Alpha.", "{{ beta }}"], query="Why?", answer="So.")
+        assert [m.role for m in messages] == ["system", *["user", "assistant"] * 3, "user"]
+        assert messages[3].content == "[1] Alpha." and messages[5].content == "[2] {{ beta }}"
+        assert "2 passages" in messages[1].content and "Why?" in messages[1].content
+        assert "So." in messages[-1].content and "So." not in messages[1].content
+        assert (prefill, stop) == ("", ())
+
+    def test_a_prompt_without_such_turns_is_given_all_passages_at_once(self):
+        messages, _, _ = load_prompt("pseudo-answer-v1", variables=("query", "passages")).render_list(
+            ["Alpha.", "Beta."], query="Why?"
+        )
+        assert [m.role for m in messages] == ["system", "user"]
+        assert messages[1].content.startswith("[1] Alpha.\n\n[2] Beta.\n\nQuestion: Why?")
+
+    def test_half_of_the_turns_is_no_list_prompt(self, tmp_path):
+        path = tmp_path / "half.jinja"
+        path.write_text("{% block passage %}{{ passage }}{% endblock %}{% block user %}x{% endblock %}")
+        with pytest.raises(PromptError, match="opening|ready|received"):
+            load_prompt(path)
+
+    def test_a_turn_that_asks_for_more_is_refused_at_once(self, tmp_path):
+        path = tmp_path / "more.jinja"
+        turns = "".join(f"{{% block {b} %}}{{{{ extra }}}}{{% endblock %}}" for b in LIST_BLOCKS)
+        path.write_text(turns + "{% block user %}x{% endblock %}")
+        with pytest.raises(PromptError, match="extra"):
+            load_prompt(path)
