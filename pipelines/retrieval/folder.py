@@ -23,7 +23,9 @@ from transforms.shards.files import Folder, file_fingerprint
 
 MANIFEST, SUCCESS, JOB = "manifest.json", "_SUCCESS", "_tamis/job.json"
 ROW_GROUP = 65_536
-TABLES = ("data", "queries", "corpus", "pool", "dead", "mask", "dropped", "rejected", "report.html")
+TABLES = (
+    "data", "queries", "corpus", "pool", "dead", "mask", "dropped", "rejected", "recall", "report.html", "README.md",
+)  # fmt: skip
 
 
 class TableFolder:
