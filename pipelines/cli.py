@@ -8,15 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import (
-    compare,
-    embed,
-    eval_quality,
-    eval_toxicity,
-    train_encoders,
-    train_ngram,
-    train_retriever,
-)
+from pipelines.commands import compare, embed, eval_quality, eval_toxicity, train_encoders, train_ngram
 from pipelines.commands import judgments as judgments_commands
 from pipelines.commands import pool as pool_commands
 from pipelines.commands.options import pairs
@@ -38,7 +30,6 @@ app.add_typer(models_app)
 app.add_typer(train_app)
 train_encoders.register(train_app)
 train_ngram.register(train_app)
-train_retriever.register(train_app)
 app.add_typer(eval_app)
 eval_quality.register(eval_app)
 compare.register(app)
