@@ -88,7 +88,7 @@ class Prompt:
         return messages, turns.get("assistant", ""), self.stop
 
     def render_list(
-        self, passages: Sequence[str], **variables: Any
+        self, passages: Sequence[str], /, **variables: Any
     ) -> tuple[tuple[Message, ...], str, tuple[str, ...]]:
         """Fill a template that shows passages, numbered from 1.
 
@@ -103,7 +103,7 @@ class Prompt:
         Raises:
             PromptError: As `render`.
         """
-        variables = {"count": len(passages), "passages": list(passages), **variables}
+        variables = {**variables, "count": len(passages), "passages": list(passages)}
         messages, prefill, stop = self.render(**variables)
         template = _compile(self.source, self.name)
         if "passage" not in template.blocks:

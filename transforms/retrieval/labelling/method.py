@@ -29,6 +29,15 @@ METHODS: Mapping[str, str] = {
     "graded": "transforms.retrieval.labelling.pointwise:Graded",
     "graded_verbal": "transforms.retrieval.labelling.verbal:GradedVerbal",
     "likelihood": "transforms.retrieval.labelling.likelihood:Likelihood",
+    "relsel": "transforms.retrieval.labelling.listwise:RelSel",
+    "utilsel": "transforms.retrieval.labelling.listwise:UtilSel",
+    "utilrank": "transforms.retrieval.labelling.listwise:UtilRank",
+    "item": "transforms.retrieval.labelling.item:Item",
+    "answer_gain": "transforms.retrieval.labelling.gains:AnswerGain",
+    "likelihood_gain": "transforms.retrieval.labelling.likelihood_gain:LikelihoodGain",
+    "leave_one_out": "transforms.retrieval.labelling.gains:LeaveOneOut",
+    "marginal": "transforms.retrieval.labelling.gains:Marginal",
+    "erag": "transforms.retrieval.labelling.gains:Erag",
 }
 
 

@@ -55,7 +55,8 @@ class Vote:
     """What the readings of a list say of one candidate.
 
     Attributes:
-        share: Selected by this share of the readings, or for orders: how far up it stands, 1 = first in all, 0 = last.
+        share: Selected by this share of the readings; of orders: how far up it stands, 1 = first in all of them, 1/n =
+            last.
         readings: Readings that could be read.
         rank: Its place by mean rank, from 1 (ties in pool order); None for selections, and where no reading placed it.
     """
@@ -104,8 +105,7 @@ def merge_rankings(rankings: Sequence[Sequence[int]], n: int) -> list[Vote]:
     means = [total / len(rankings) for total in sums]
     best = sorted(range(n), key=lambda i: (means[i], i))
     rank = {candidate: number for number, candidate in enumerate(best, 1)}
-    span = max(1, n - 1)
-    return [Vote(1 - (means[i] - 1) / span, len(rankings), rank[i] if placed[i] else None) for i in range(n)]
+    return [Vote(1 - (means[i] - 1) / n, len(rankings), rank[i] if placed[i] else None) for i in range(n)]
 
 
 def top_share(n: int, percent: float) -> int:
