@@ -9,6 +9,7 @@ from models.prompts import load_prompt
 from models.protocols import Candidate, Generation, ModelInfo
 from transforms.retrieval.labelling.judge import Judge
 from transforms.retrieval.labelling.queries import PoolDocument, PooledQuery
+from transforms.retrieval.labelling.rows import complete_row, label_table
 
 
 @dataclass
@@ -65,6 +66,12 @@ def shown(request):
         m.content for m in request.messages if m.role == "user" and re.fullmatch(r"\[\d+\] .*", m.content)
     ]
     return [int(re.search(r"word(\d+)", t).group(1)) for t in turns]
+
+
+def whole_table(method, judge, query, labels):
+    """A query's labels as the engine writes them."""
+    documents = {d.doc_id: d for d in query.documents}
+    return label_table([complete_row(r, query, documents, method, judge.info.tag) for r in labels.rows])
 
 
 def by_doc(labels, column):

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from models.metrics.answers import f1
 from models.protocols import TokenScores
 from schemas.errors import InputError, TamisError
-from tests.transforms.retrieval.fake_judge import FakeModel, judge_of, pooled
+from tests.transforms.retrieval.fake_judge import FakeModel, judge_of, pooled, whole_table
 from transforms.retrieval.collection import frame
 from transforms.retrieval.labelling.gains import AnswerGain, Erag, LeaveOneOut, Marginal
 from transforms.retrieval.labelling.likelihood_gain import LikelihoodGain
 from transforms.retrieval.labelling.method import load_method
 from transforms.retrieval.labelling.queries import PoolDocument, PooledQuery
-from transforms.retrieval.labelling.rows import complete_row, label_table
 from transforms.retrieval.unify import unify
 
 RIGHT, WRONG = "It is Oslo.", "Bergen"
@@ -36,7 +35,7 @@ def reader(answers, otherwise=WRONG):
 
 def table_of(method, judge, query):
     (labels,) = method.label([query], judge)
-    return label_table([complete_row(r, query, method, judge.info.tag) for r in labels.rows]), labels
+    return whole_table(method, judge, query, labels), labels
 
 
 class TestAnswerGain:

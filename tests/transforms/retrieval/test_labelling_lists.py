@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from models.protocols import NumberList
 from schemas.errors import TamisError
 from schemas.judgments import READABLE
-from tests.transforms.retrieval.fake_judge import FakeModel, by_doc, judge_of, pooled, shown
+from tests.transforms.retrieval.fake_judge import FakeModel, by_doc, judge_of, pooled, shown, whole_table
 from transforms.retrieval.labelling.item import Item
 from transforms.retrieval.labelling.lists import windows
 from transforms.retrieval.labelling.listwise import RelSel, UtilRank, UtilSel
 from transforms.retrieval.labelling.method import load_method
 from transforms.retrieval.labelling.queries import PoolDocument, PooledQuery
-from transforms.retrieval.labelling.rows import complete_row, label_table
 
 
 def selects(*wanted):
@@ -72,7 +71,7 @@ class TestRelSel:
         judge = judge_of(method, selects(1))
         query = pooled(3)
         (labels,) = method.label([query], judge)
-        table = label_table([complete_row(r, query, method, judge.info.tag) for r in labels.rows])
+        table = whole_table(method, judge, query, labels)
         assert table["signal"].to_pylist() == ["relsel"] * 3
         paid = sum(judge.model.count_tokens(m.content) for r in judge.model.asked for m in r.messages)
         assert sum(table["prompt_tokens"].to_pylist()) == paid  # nothing is counted twice or lost
@@ -121,7 +120,7 @@ class TestRelSel:
         judge = judge_of(method, lambda request: reply)
         query = pooled(3)
         (labels,) = method.label([query], judge)
-        table = label_table([complete_row(r, query, method, judge.info.tag) for r in labels.rows])
+        table = whole_table(method, judge, query, labels)
         assert table["parse_status"].to_pylist() == [status] * 3
         assert table["error"].null_count == 0
         assert len(judge.model.asked) == (2 if reply is None else 4)  # what broke for good is not asked again
@@ -338,3 +337,11 @@ def test_methods_are_found_and_say_what_they_will_take(name):
         load_method(name, {"permutations": 0})
     with pytest.raises(TamisError):
         load_method(name, {"overlap": 1.0})
+
+
+def test_the_queries_own_answer_is_needed_only_where_it_is_shown():
+    assert not UtilSel().needs_answers
+    method = UtilRank(reference="gold", candidates="pool")
+    assert method.needs_answers
+    (labels,) = method.label([pooled(2)], judge_of(method, ranks([0, 1])))
+    assert set(by_doc(labels, "parse_status").values()) == {"error"}

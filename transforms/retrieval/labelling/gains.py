@@ -17,7 +17,7 @@ from models.lm.dialects import share_out
 from models.metrics.answers import PERFORMANCE
 from schemas.errors import TamisError
 from transforms.retrieval.labelling.judge import UNASKED
-from transforms.retrieval.labelling.lists import NO_TEXT, Passages, passages_of
+from transforms.retrieval.labelling.lists import NO_ANSWERS, NO_TEXT, Passages, passages_of
 from transforms.retrieval.labelling.method import Estimate, QueryLabels
 from transforms.retrieval.labelling.permutations import orders
 from transforms.retrieval.labelling.queries import PoolDocument, PooledQuery
@@ -26,7 +26,6 @@ from transforms.retrieval.labelling.reading import Context, Read, Reader, failed
 if TYPE_CHECKING:
     from transforms.retrieval.labelling.judge import Judge
 
-NO_ANSWERS = "the query has no gold answers (column `answers` of the queries)"
 READER_PROMPTS = {"context": "answer-with-context-v1", "closed": "answer-closed-v1"}
 READER_VARIABLES = {"context": ("query", "count", "passages"), "closed": ("query",)}
 CLOSED: Context = ()

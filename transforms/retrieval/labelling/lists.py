@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Longest passage of a list, in tokens, where `--passage-tokens` does not say: a dozen of them fit into 8,192.
 PASSAGE_TOKENS = 512
 NO_TEXT = "the corpus holds no text of this document"
+NO_ANSWERS = "the query has no gold answers (column `answers` of the queries)"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from schemas.errors import TamisError
 from schemas.fingerprint import derive_seed, fingerprint
 from transforms.retrieval.labelling.judge import UNASKED
 from transforms.retrieval.labelling.lists import (
+    NO_ANSWERS,
     NO_TEXT,
     Ask,
     ListSettings,
@@ -161,6 +162,11 @@ class _Useful(Listwise):
         if self.answer_tokens < 1 or self.draft_from < 1:
             raise TamisError("answer_tokens and draft_from must be 1 or more")
 
+    @property
+    def needs_answers(self) -> bool:  # type: ignore[override]
+        """With the queries' own answers for reference."""
+        return self.reference == "gold"
+
     def _stages(self) -> int:
         return 2
 
@@ -198,6 +204,9 @@ class _Useful(Listwise):
     ) -> Talk[str | None]:
         """The answer the judge is shown; None where one was wanted and could not be had, as the sheet then says."""
         if self.reference == "gold":
+            if not query.answers:
+                sheet.refuse("error", NO_ANSWERS)
+                return None
             return " / ".join(query.answers)
         if self.reference == "none":
             return ""
@@ -348,6 +357,10 @@ class Sheet:
             return draft.text
         self._rest(draft.status, f"no draft answer: {draft.error or draft.status}")
         return None
+
+    def refuse(self, status: str, error: str) -> None:
+        """No label for the documents that have none yet."""
+        self._rest(status, error)
 
     def negative(self, passages: Passages) -> None:
         """Documents an earlier stage found off topic."""

@@ -31,15 +31,25 @@ REPLY = 2000
 
 
 def complete_row(
-    row: Mapping[str, Any], query: PooledQuery, method: Method, annotator: str
+    row: Mapping[str, Any],
+    query: PooledQuery,
+    documents: Mapping[str, PoolDocument],
+    method: Method,
+    annotator: str,
 ) -> dict[str, Any]:
     """A method's row with what the engine knows filled in.
+
+    Args:
+        row: What the method gives.
+        query: The query it is about.
+        documents: The query's candidates by id.
+        method: Who gives it.
+        annotator: Tag of the judge.
 
     Raises:
         InputError: It names a document that is not among the query's candidates, or an unknown column.
     """
-    documents = {d.doc_id: d for d in query.documents}
-    document: PoolDocument | None = documents.get(row.get("doc_id", ""))
+    document = documents.get(row.get("doc_id", ""))
     if document is None:
         raise InputError(
             f"{method.name}: a label for '{row.get('doc_id')}', which is no candidate of '{query.query_id}'"
