@@ -19,6 +19,7 @@ _FORMATS = {
     "datasets": ("hub", "FORMAT"),
     "tevatron": ("tevatron", "V1"),
     "tevatron-v2": ("tevatron", "V2"),
+    "dpr": ("dpr", "FORMAT"),
     "flagembedding": ("flagembedding", "FORMAT"),
     "pylate": ("pylate", "FORMAT"),
     "sentence-transformers": ("sentence_transformers", "FORMAT"),
