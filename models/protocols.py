@@ -184,6 +184,7 @@ class GenerationRequest:
     prefill: str = ""
     stop: tuple[str, ...] = ()
     schema: str = ""
+    shared: int = 0
     form: ReplyForm | None = None
 
 

@@ -10,6 +10,7 @@ import typer
 
 from pipelines.commands import compare, embed, eval_quality, eval_toxicity, train_encoders, train_ngram
 from pipelines.commands import judgments as judgments_commands
+from pipelines.commands import label as label_commands
 from pipelines.commands import pool as pool_commands
 from pipelines.commands.options import pairs
 
@@ -36,6 +37,7 @@ compare.register(app)
 embed.register(app)
 eval_toxicity.register(eval_app)
 judgments_commands.register(app)
+label_commands.register(app)
 pool_commands.register(app)
 
 Out = Annotated[str, typer.Argument(help="The output folder of a job (path or URL).", show_default=False)]

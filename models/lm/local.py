@@ -17,11 +17,20 @@ from models.lm.decoder import CausalDecoder, Decoder, Lockstep, SharedPrefixDeco
 from models.lm.folder import describe_folder
 from models.lm.limits import check_sampling
 from models.lm.loading import load_model, load_tokenizer, pick_device, pick_dtype
+from models.lm.next_token import answer_logprobs, chat_logprobs
 from models.lm.prepare import Prepared, prepare
 from models.lm.sampling import Drawn, Hook, Job, job_rows, sample
 from models.lm.stops import StopWatch
 from models.lm.teacher import continuation_logprobs, token_logprobs
-from models.protocols import Candidate, FloatArray, Generation, GenerationRequest, ModelInfo, Sampling
+from models.protocols import (
+    Candidate,
+    FloatArray,
+    Generation,
+    GenerationRequest,
+    ModelInfo,
+    Sampling,
+    TokenScores,
+)
 from schemas.errors import ModelError
 
 # A tokenizer without a limit says so with a huge number.
@@ -262,6 +271,24 @@ class LocalLanguageModel:
                     raise ModelError("a prompt without tokens has no next token")
                 rows.append(decoder.start([ids], 1, 1)[0][0].float().cpu().numpy())
         return np.stack(rows) if rows else np.zeros((0, self.vocabulary), np.float32)
+
+    def answer_logprobs(
+        self,
+        requests: Sequence[GenerationRequest],
+        answers: Sequence[str],
+        on_done: Callable[[int, TokenScores], None] | None = None,
+    ) -> list[TokenScores]:
+        """Log-probabilities of a few answers as the next token; see `models.lm.next_token.answer_logprobs`."""
+        return answer_logprobs(self, requests, answers, on_done)
+
+    def chat_logprobs(
+        self,
+        requests: Sequence[GenerationRequest],
+        continuations: Sequence[str],
+        on_done: Callable[[int, TokenScores], None] | None = None,
+    ) -> list[TokenScores]:
+        """Log-probability of a given text as the model's turn; see `models.lm.next_token.chat_logprobs`."""
+        return chat_logprobs(self, requests, continuations, on_done)
 
     def _decode(
         self,

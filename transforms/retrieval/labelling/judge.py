@@ -125,6 +125,12 @@ class Judge:
         return self._load()
 
     @property
+    def gives_logprobs(self) -> bool:
+        """Whether `choose` can be asked: a model in this process, or a server that gives log-probabilities."""
+        offers = getattr(self.model, "offers_logprobs", None)
+        return bool(offers()) if offers is not None else hasattr(self.model, "answer_logprobs")
+
+    @property
     def reader(self) -> Judge:
         """The target model, which labels for one reader are about."""
         return self._reader or self
