@@ -22,7 +22,7 @@ def run(
     Args:
         host: Address to listen on; only this machine by default, for it refuses nobody.
         port: 0 takes a free one.
-        mode: `soften`, `echo` or `garbage` (see `models.lm.dummy_server.DummyOptions`).
+        mode: `soften`, `echo`, `garbage` or `judge` (see `models.lm.dummy_server.DummyOptions`).
         fail_rate: Share of requests that fail, as real servers do.
         latency: Seconds each answer takes.
         model: The model's id.

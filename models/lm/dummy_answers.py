@@ -6,6 +6,8 @@ import random
 import re
 from typing import Any
 
+from models.lm.dummy_judge import noise
+
 OPEN, CLOSE = "<answer>", "</answer>"
 # What a listed word gives way to, besides nothing at all.
 MILDER = ("person", "thing", "poor", "bad", "unwise", "not good")
@@ -17,9 +19,7 @@ def write_answer(messages: list[dict[str, Any]], mode: str, draw: random.Random)
     asked = [message["content"] for message in messages if message.get("role") == "user"]
     question = asked[-1] if asked else messages[-1]["content"]
     if mode == "garbage":
-        return " ".join(
-            "".join(draw.choices("abcdefghij#%&", k=draw.randint(1, 9))) for _ in range(draw.randint(3, 12))
-        )
+        return noise(draw)
     # A rewrite prompt ends in the text, after its label; any other question is the text itself.
     _, labelled, text = question.rpartition("\nText: ")
     text = text if labelled else question

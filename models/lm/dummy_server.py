@@ -22,10 +22,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from models.lm.dummy_answers import count_tokens, cut, write_answer
+from models.lm.dummy_judge import judge, noise, top_tokens
 from schemas.errors import ModelError
 from schemas.fingerprint import derive_seed, fingerprint
 
-MODES = ("soften", "echo", "garbage")
+MODES = ("soften", "echo", "garbage", "judge")
 # 429 (with Retry-After), 500, 503; `hang`: no answer for a long time; `close`: the connection breaks;
 # `truncated`: half a reply; `garbled`: no JSON; `empty`: a reply without answers.
 FAULTS = ("400", "429", "500", "503", "hang", "close", "truncated", "garbled", "empty")
@@ -37,7 +38,8 @@ class DummyOptions:
 
     Attributes:
         mode: `soften` takes the listed words of tamis's lexicon out of the text, or puts milder ones in; `echo` gives
-            it back; `garbage` answers with noise and without tags.
+            it back; `garbage` answers with noise and without tags; `judge` says how many words of a query a passage holds,
+            in the form that is asked for (`models.lm.dummy_judge`).
         model: The one model's id.
         owned_by: What it says it is (`vllm`, `llamacpp`, ...), which decides how clients speak to it.
         api_key: Refuse requests without it; empty refuses none.
@@ -48,6 +50,8 @@ class DummyOptions:
         faults: Request number (from 0) -> kind of fault, besides the rate. Numbers are given as requests come in: where
             a client asks several at once, which one a number falls to is chance.
         refused: Answer requests that hold this text with 400, whenever they come; empty refuses none.
+        nonsense: Answer requests that hold this text with noise, whatever the mode; empty: none.
+        logprobs: Give log-probabilities of the next token where they are asked for (mode `judge`).
         retry_after: Seconds a 429 asks to wait.
         hang: Seconds a `hang` keeps silent.
         largest_n: Most answers of one request; some servers give one, whatever `n` says.
@@ -64,6 +68,8 @@ class DummyOptions:
     fail_kinds: tuple[str, ...] = ("429", "500", "close", "truncated")
     faults: Mapping[int, str] = field(default_factory=dict)
     refused: str = ""
+    nonsense: str = ""
+    logprobs: bool = True
     retry_after: float = 0.05
     hang: float = 30.0
     largest_n: int = 128
@@ -180,13 +186,17 @@ class DummyServer:
         choices, total = [], 0
         for index in range(min(int(body.get("n") or 1), options.largest_n)):
             draw = random.Random(derive_seed(seed, prompt, str(body.get("temperature", 1.0)), index))
-            text, finish, stop_reason, tokens = cut(
-                write_answer(body["messages"], options.mode, draw), stops, limit
-            )
+            text, finish, stop_reason, tokens = cut(self._said(body, draw), stops, limit)
             total += tokens
             message = {"role": "assistant", "content": text}
             choices.append(
-                {"index": index, "message": message, "finish_reason": finish, "stop_reason": stop_reason}
+                {
+                    "index": index,
+                    "message": message,
+                    "finish_reason": finish,
+                    "stop_reason": stop_reason,
+                    **self._logprobs(body),
+                }
             )
         prompt_tokens = count_tokens(prompt)
         return 200, {
@@ -201,6 +211,26 @@ class DummyServer:
                 "total_tokens": prompt_tokens + total,
             },
         }
+
+    def _said(self, body: dict[str, Any], draw: random.Random) -> str:
+        messages, options = body["messages"], self.options
+        if self._is_nonsense(messages):
+            return noise(draw)
+        if options.mode == "judge":
+            schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
+            return judge(messages, schema)
+        return write_answer(messages, options.mode, draw)
+
+    def _logprobs(self, body: dict[str, Any]) -> dict[str, Any]:
+        options, count = self.options, int(body.get("top_logprobs") or 0)
+        if not (body.get("logprobs") and options.logprobs and options.mode == "judge"):
+            return {}
+        top = top_tokens(body["messages"], count, sense=not self._is_nonsense(body["messages"]))
+        return {"logprobs": {"content": [{"token": top[0]["token"], "top_logprobs": top}] if top else []}}
+
+    def _is_nonsense(self, messages: list[dict[str, Any]]) -> bool:
+        mark = self.options.nonsense
+        return bool(mark) and any(mark in m["content"] for m in messages)
 
     def _problem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
         messages = body.get("messages")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ import random
 import re
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import stamina
@@ -19,13 +20,24 @@ import stamina
 from models.lm.dialects import DIALECTS, Choice, Dialect, GarbledReplyError, read_reply, write_body
 from models.lm.limits import check_sampling
 from models.lm.reach import describe_card, headers, is_local, one_line, reach, without_secrets
-from models.protocols import Candidate, FloatArray, Generation, GenerationRequest, ModelInfo, Sampling
+from models.lm.server_scores import NO_ANSWER, NO_LOGPROBS, read_answers, scores_body
+from models.protocols import (
+    Candidate,
+    FloatArray,
+    Generation,
+    GenerationRequest,
+    Message,
+    ModelInfo,
+    Sampling,
+    TokenScores,
+)
 from schemas.errors import FatalStepError, ModelError
 from schemas.fingerprint import derive_seed
 
 # Each retry is logged under `stamina`; who configures logging sees them, nobody else's terminal is filled with them.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 
+T = TypeVar("T")
 DEFAULT_CONTEXT = 4096  # where the server does not say
 LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks for more is as good as gone
 # So many requests failing one after another because nothing answers is no row's fault: the run stops, resumable.
@@ -112,6 +124,7 @@ class ServerLanguageModel:
         self._loop = _BackgroundLoop()
         self._open: tuple[asyncio.AbstractEventLoop, httpx.AsyncClient, asyncio.Semaphore] | None = None
         self._unanswered = 0
+        self._logprobs: bool | None = None
 
     @staticmethod
     def describe(
@@ -169,16 +182,11 @@ class ServerLanguageModel:
         results: list[Generation | None] = [None] * len(requests)
         finished: queue.SimpleQueue[tuple[int, Generation | BaseException]] = queue.SimpleQueue()
 
-        def ended(
-            future: Any,
-        ) -> None:  # closed from another thread, or a mistake of ours: do not wait for ever
-            if future.cancelled() or future.exception() is not None:
-                finished.put(
-                    (-1, future.exception() if not future.cancelled() else ModelError("closed while in use"))
-                )
+        async def answer(index: int) -> Generation:
+            return await self._answer(requests[index], sampling)
 
-        job = self._loop.submit(self._answer_all(requests, sampling, finished))
-        job.add_done_callback(ended)
+        job = self._loop.submit(_each(len(requests), answer, finished))
+        job.add_done_callback(functools.partial(_ended, finished))
         try:
             for _ in requests:
                 index, generation = finished.get()
@@ -190,6 +198,68 @@ class ServerLanguageModel:
         finally:
             job.cancel()  # nothing, where all is done; stops the rest where a callback or a call raised
         return [generation for generation in results if generation is not None]
+
+    def offers_logprobs(self) -> bool:
+        """Whether the server says how likely other tokens were; asked once, with a question of one token.
+
+        Raises:
+            ModelError: It refuses every question.
+        """
+        if self._logprobs is None:
+            probe = GenerationRequest((Message("user", "Answer Yes or No: is water wet?"),), 0)
+            (found,) = self.answer_logprobs([probe], ("Yes", "No"))
+            if found.error is not None and NO_LOGPROBS not in found.error and NO_ANSWER not in found.error:
+                raise ModelError(f"{self.info.name} does not answer: {found.error}")
+            self._logprobs = found.error is None or NO_ANSWER in found.error
+        return self._logprobs
+
+    def answer_logprobs(
+        self,
+        requests: Sequence[GenerationRequest],
+        answers: Sequence[str],
+        on_done: Callable[[int, TokenScores], None] | None = None,
+    ) -> list[TokenScores]:
+        """Log-probabilities of a few answers as the next token, off the server's likeliest tokens.
+
+        An answer that is not among these is at most as likely as the least likely of them, and is taken for that.
+
+        Args:
+            requests: n prompts.
+            answers: m short answers (see `models.lm.server_scores.read_answers`).
+            on_done: Called with (index, scores) in the calling thread, in the order they come.
+
+        Returns:
+            n scores of m natural log-probabilities, in order; an error of its own where the server gives none, or where
+            no answer is among the likeliest tokens.
+        """
+        results: list[TokenScores | None] = [None] * len(requests)
+        finished: queue.SimpleQueue[tuple[int, TokenScores | BaseException]] = queue.SimpleQueue()
+
+        async def ask(index: int) -> TokenScores:
+            request = requests[index]
+            body = scores_body(self.model, request, self._dialect, self._prefilled)
+            read = lambda reply: read_answers(reply, answers)  # noqa: E731
+            try:
+                scores = await self._retried(body, lambda response: _json(response, read))
+            except (_RetryableError, _RefusedError) as error:
+                return TokenScores((), 0, 0, self._failed(ExceptionGroup("", [error])).error)
+            self._unanswered = 0
+            return scores
+
+        if requests:
+            job = self._loop.submit(_each(len(requests), ask, finished))
+            job.add_done_callback(functools.partial(_ended, finished))
+            try:
+                for _ in requests:
+                    index, scores = finished.get()
+                    if isinstance(scores, BaseException):
+                        raise scores
+                    results[index] = scores
+                    if on_done is not None:
+                        on_done(index, scores)
+            finally:
+                job.cancel()
+        return [scores for scores in results if scores is not None]
 
     def score_tokens(self, texts: Sequence[str]) -> list[tuple[list[tuple[int, int]], FloatArray]]:
         """Not possible: chat servers do not score given text.
@@ -207,23 +277,6 @@ class ServerLanguageModel:
         if opened is not None:
             self._loop.submit(opened[1].aclose()).result()
         self._loop.stop()
-
-    async def _answer_all(
-        self,
-        requests: Sequence[GenerationRequest],
-        sampling: Sampling,
-        finished: queue.SimpleQueue[tuple[int, Generation | BaseException]],
-    ) -> None:
-        async def answer(index: int) -> None:
-            try:
-                finished.put((index, await self._answer(requests[index], sampling)))
-            except Exception as error:  # carried over to the calling thread, which raises it
-                finished.put((index, error))
-
-        # A task group: where this is cancelled, so are they.
-        async with asyncio.TaskGroup() as group:
-            for index in range(len(requests)):
-                group.create_task(answer(index))
 
     async def _answer(self, request: GenerationRequest, sampling: Sampling) -> Generation:
         """All temperatures of a request; where one fails for good, so does the request."""
@@ -274,7 +327,13 @@ class ServerLanguageModel:
         return candidates, prompt_tokens
 
     async def _call(self, body: dict[str, Any], request: GenerationRequest) -> tuple[list[Choice], int]:
-        """One call, tried again where that may help."""
+        """One chat completion, tried again where that may help."""
+        return await self._retried(
+            body, lambda response: _json(response, lambda reply: read_reply(reply, request, self._prefilled))
+        )
+
+    async def _retried(self, body: dict[str, Any], read: Callable[[httpx.Response], T]) -> T:
+        """What `read` makes of the answer to one call, which is tried again where that may help."""
         client, slots = self._connection()
         async for attempt in stamina.retry_context(
             on=_pause,
@@ -286,7 +345,7 @@ class ServerLanguageModel:
         ):
             with attempt:
                 async with slots:  # given back while waiting
-                    return _read(await _post(client, body, self.timeout), request, self._prefilled)
+                    return read(await _post(client, body, self.timeout))
         raise AssertionError("unreachable")
 
     def _connection(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
@@ -353,12 +412,37 @@ async def _post(client: httpx.AsyncClient, body: dict[str, Any], timeout: float)
     return response
 
 
-def _read(response: httpx.Response, request: GenerationRequest, prefilled: bool) -> tuple[list[Choice], int]:
+def _json(response: httpx.Response, read: Callable[[Any], T]) -> T:
     """Read a reply's JSON; garbage is worth another try."""
     try:
-        return read_reply(response.json(), request, prefilled)
+        return read(response.json())
     except (ValueError, GarbledReplyError) as error:
         raise _RetryableError(f"the reply is garbled: {one_line(error)}") from error
+
+
+async def _each(
+    count: int, answer: Callable[[int], Coroutine[Any, Any, Any]], finished: queue.SimpleQueue[Any]
+) -> None:
+    """Answer every question, and hand each answer (or error) over as it comes."""
+
+    async def one(index: int) -> None:
+        try:
+            finished.put((index, await answer(index)))
+        except Exception as error:  # carried over to the calling thread, which raises it
+            finished.put((index, error))
+
+    # A task group: where this is cancelled, so are they.
+    async with asyncio.TaskGroup() as group:
+        for index in range(count):
+            group.create_task(one(index))
+
+
+def _ended(finished: queue.SimpleQueue[Any], future: Any) -> None:
+    """Closed from another thread, or a mistake of ours: nobody is to wait for ever."""
+    if future.cancelled():
+        finished.put((-1, ModelError("closed while in use")))
+    elif future.exception() is not None:
+        finished.put((-1, future.exception()))
 
 
 def _pause(error: Exception) -> bool | float:
