@@ -1,0 +1,211 @@
+"""Utility for one reader against relevance: how often what helps a model is what people marked, on NQ-open.
+
+    python -m benchmarks.utility_labels --data ../shared/data/retrieval/nq_open_oracle.jsonl.gz --work runs/utility
+
+Each question comes with the passage people marked as answering it, and the three other passages of the set that BM25 ranks
+highest for it. `tamis label` labels the four by answer gain and by likelihood gain for the embedded model; nothing else is
+judged. A run that was killed goes on where it stopped. Figures go to benchmarks/results/utility_labels.json; intervals draw
+questions, not pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from models.metrics.answers import has_answer
+from models.metrics.bootstrap import clustered_interval, share_interval
+from schemas.errors import TamisError
+from schemas.fingerprint import fingerprint
+
+RESULT = Path(__file__).parent / "results" / "utility_labels.json"
+METHODS = {"answer_gain": ("--set", "answer_tokens=24"), "likelihood_gain": ("--set", "answer_tokens=24")}
+MANY = 6  # questions with more gold answers than this cost as many passes each
+
+
+def prepare(source: Path, out: Path, questions: int, distractors: int) -> None:
+    """Write the questions with their four passages as a reader's rows (DPR)."""
+    import bm25s
+
+    opener = gzip.open if source.suffix == ".gz" else open
+    with opener(source, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    texts = [f"{r['ctxs'][0]['title']} {r['ctxs'][0]['text']}" for r in rows]
+    index = bm25s.BM25(k1=0.9, b=0.4)
+    index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
+    chosen = sorted(
+        (i for i, r in enumerate(rows) if len(r["answers"]) <= MANY),
+        key=lambda i: fingerprint("utility", rows[i]["question"]),
+    )[:questions]
+    asked = bm25s.tokenize([rows[i]["question"] for i in chosen], stopwords="en", show_progress=False)
+    found, _ = index.retrieve(asked, k=distractors + 20, show_progress=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8") as file:
+        for i, ranked in zip(chosen, found, strict=True):
+            gold = rows[i]["ctxs"][0]
+            others = [int(j) for j in ranked if texts[int(j)] != texts[i]]
+            # The same passage answers several questions of the set; shown twice it would be its own distractor.
+            distinct = list({texts[j]: j for j in reversed(others)}.values())[::-1][:distractors]
+            # In the order BM25 ranks all four, the gold passage among them.
+            order = sorted(
+                [i, *distinct], key=lambda j: list(map(int, ranked)).index(j) if j in ranked else len(ranked)
+            )
+            contexts = [
+                {"id": f"p{j}", "title": rows[j]["ctxs"][0]["title"], "text": rows[j]["ctxs"][0]["text"], "isgold": j == i}
+                for j in order
+            ]  # fmt: skip
+            assert sum(c["text"] == gold["text"] for c in contexts) == 1
+            row = {"query_id": f"nq{i}", "question": rows[i]["question"], "answers": rows[i]["answers"]}
+            file.write(json.dumps({**row, "ctxs": contexts}) + "\n")
+
+
+def label(pool: Path, work: Path, method: str) -> dict[str, Any]:
+    """Run the job, as a user would; returns its manifest."""
+    out = work / method
+    command = [
+        sys.executable, "-m", "pipelines.cli", "label", str(pool), "-o", str(out), "--method", method, "--model", "smollm2",
+        "--adapter", "none", *METHODS[method], "--progress", "plain",
+    ]  # fmt: skip
+    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        raise TamisError(f"tamis label failed ({done.returncode}); run the same command again to go on")
+    manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text())
+    return manifest
+
+
+def compare(pool: Path, work: Path) -> dict[str, Any]:
+    """The figures."""
+    rows = [json.loads(line) for line in pool.open(encoding="utf-8")]
+    pairs = pl.DataFrame(
+        [
+            {
+                "query_id": r["query_id"],
+                "doc_id": c["id"],
+                "gold": c["isgold"],
+                "holds": has_answer(f"{c['title']} {c['text']}", r["answers"]) > 0,
+            }
+            for r in rows
+            for c in r["ctxs"]
+        ]
+    )
+    figures: dict[str, Any] = {"questions": len(rows), "pairs": pairs.height}
+    labels = {m: pl.read_parquet(work / m / "data" / "*.parquet") for m in METHODS}
+    for method, table in labels.items():
+        joined = pairs.join(table, on=("query_id", "doc_id"), how="left")
+        read = joined.filter(pl.col("value").is_not_null())
+        own: dict[str, Any] = {
+            "labelled": read.height,
+            "unreadable": joined.height - read.height,
+            "target_model": read["target_model"][0],
+        }
+        for name, part in (
+            ("all", read),
+            ("known", read.filter(pl.col("known_query"))),
+            ("unknown", read.filter(~pl.col("known_query"))),
+        ):
+            own[name] = _figures(part)
+        figures[method] = own
+    answers = labels["answer_gain"].join(pairs, on=("query_id", "doc_id"))
+    figures["harmful"] = {
+        "known_gold": _share(answers.filter(pl.col("known_query") & pl.col("gold")), pl.col("value") < 0),
+        "known_distractor": _share(
+            answers.filter(pl.col("known_query") & ~pl.col("gold")), pl.col("value") < 0
+        ),
+    }
+    both = labels["answer_gain"].join(
+        labels["likelihood_gain"], on=("query_id", "doc_id"), suffix="_likelihood"
+    )
+    figures["gains_disagree"] = _share(both, pl.col("binary") != pl.col("binary_likelihood"))
+    return figures
+
+
+def _figures(part: pl.DataFrame) -> dict[str, Any]:
+    """Of some pairs: how often gain and relevance disagree, and in which way."""
+    gold, others = part.filter(pl.col("gold")), part.filter(~pl.col("gold"))
+    return {
+        "queries": part["query_id"].n_unique(),
+        "disagree": _share(part, pl.col("binary") != pl.col("gold")),
+        "useful_of_gold": _share(gold, pl.col("binary")),
+        "useful_of_distractors": _share(others, pl.col("binary")),
+        "holding_of_useful_distractors": _share(others.filter(pl.col("binary")), pl.col("holds")),
+        "raised_by_gold": _share(gold, pl.col("value") > 0),
+        "raised_by_distractors": _share(others, pl.col("value") > 0),
+        "lowered_by_gold": _share(gold, pl.col("value") < 0),
+        "lowered_by_distractors": _share(others, pl.col("value") < 0),
+        "gold_first": _first(part),
+        "mean_gain_of_gold": _mean(gold),
+        "mean_gain_of_distractors": _mean(others),
+    }
+
+
+def _share(part: pl.DataFrame, what: pl.Expr) -> dict[str, Any] | None:
+    """Share of pairs, questions drawn with replacement."""
+    if not part.height:
+        return None
+    hits = part.select(what.cast(pl.Float64)).to_series().to_numpy()
+    if set(np.unique(hits)) <= {0.0} or set(np.unique(hits)) <= {1.0}:
+        return share_interval(hits).as_dict()
+    return clustered_interval(hits, part["query_id"].to_list()).as_dict()
+
+
+def _mean(part: pl.DataFrame) -> dict[str, Any] | None:
+    return (
+        clustered_interval(part["value"].to_numpy(), part["query_id"].to_list()).as_dict()
+        if part.height
+        else None
+    )
+
+
+def _first(part: pl.DataFrame) -> dict[str, Any] | None:
+    """Share of questions whose gold passage gains most; among k equals it counts 1/k."""
+    if not part.height:
+        return None
+    best = part.with_columns((pl.col("value") == pl.col("value").max().over("query_id")).alias("best"))
+    shares = best.group_by("query_id", maintain_order=True).agg(
+        (pl.col("best") & pl.col("gold")).sum() / pl.col("best").sum()
+    )
+    return share_interval(shares.to_series(1).to_numpy()).as_dict()
+
+
+def main() -> None:
+    """Prepare, label, compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/retrieval/nq_open_oracle.jsonl.gz"))
+    parser.add_argument("--work", type=Path, default=Path("runs/utility"))
+    parser.add_argument("--questions", type=int, default=80)
+    parser.add_argument("--distractors", type=int, default=3)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    options = parser.parse_args()
+    pool = options.work / "nq.jsonl"
+    if not pool.exists():
+        prepare(options.data, pool, options.questions, options.distractors)
+    costs = {}
+    for method in METHODS:
+        manifest = label(pool, options.work, method)
+        costs[method] = {k: manifest.get(k) for k in ("totals", "costs", "usage") if k in manifest}
+    found = compare(pool, options.work)
+    found |= {
+        "source": "NQ-open with its oracle passages (one gold passage a question), questions by hash of their text",
+        "distractors": f"{options.distractors} other passages of the same file, by BM25",
+        "model": "smollm2 (135M)",
+        "cost": costs,
+        "machine": platform.processor() or platform.machine(),
+    }
+    options.result.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in found.items() if k != "cost"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
