@@ -12,6 +12,7 @@ from pipelines.commands import compare, embed, eval_quality, eval_toxicity, trai
 from pipelines.commands import judgments as judgments_commands
 from pipelines.commands import label as label_commands
 from pipelines.commands import pool as pool_commands
+from pipelines.commands.eval_retrieval import register as register_eval_retrieval
 from pipelines.commands.options import pairs
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ train_encoders.register(train_app)
 train_ngram.register(train_app)
 app.add_typer(eval_app)
 eval_quality.register(eval_app)
+register_eval_retrieval(eval_app)
 compare.register(app)
 embed.register(app)
 eval_toxicity.register(eval_app)

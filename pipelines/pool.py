@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.evaluation.progress import counting, wide_console
 from pipelines.retrieval.asking import Answers
 from pipelines.retrieval.corpus import DEFAULT_TEXT, Corpus, CorpusSource, Workshop, documents_in
-from pipelines.retrieval.folder import TableFolder, input_fingerprints
+from pipelines.retrieval.folder import TableFolder
 from pipelines.retrieval.pool_figures import Recalls
 from pipelines.retrieval.retrievers import (
     BM25Retriever,
@@ -21,15 +21,15 @@ from pipelines.retrieval.retrievers import (
     Running,
     RunRetriever,
     short_name,
+    strangers,
 )
 from pipelines.run import locked, terminable
 from schemas.errors import InputError, TamisError
 from schemas.fingerprint import derive_seed
 from schemas.judgments import DOCUMENT_SCHEMA, QUERY_SCHEMA
 from schemas.pools import POOL_SCHEMA, check_pool
-from transforms.embed.text import TextTemplate
 from transforms.retrieval.candidates import FUSIONS, HUMAN, RANDOM, assemble, in_order, to_arrow
-from transforms.retrieval.collection import RetrievalData, frame
+from transforms.retrieval.collection import frame
 from transforms.retrieval.lexical import Analyzer, BM25Settings
 from transforms.retrieval.unify import LabelFilter, PositiveRule, unify
 
@@ -181,8 +181,6 @@ def _check(config: PoolConfig) -> None:
         raise TamisError(f"--fuse '{config.fusion}' is not one of {', '.join(FUSIONS)}")
     if config.documents not in ("pooled", "all", "none"):
         raise TamisError(f"--documents '{config.documents}' is not one of pooled, all, none")
-    if config.collection is None and (config.corpus is None or config.queries is None):
-        raise TamisError("name a collection, or pass both --corpus and --queries")
 
 
 def _work(config: PoolConfig) -> Any:
@@ -219,37 +217,21 @@ def _read(config: PoolConfig) -> tuple[dict[str, Any], Task]:
     """Settings with the fingerprints of what is read; queries and positives whole, documents as a stream."""
     import polars as pl
 
-    from pipelines.retrieval.inputs import read_all
-    from transforms.retrieval.texts import open_documents, read_queries
+    from pipelines.retrieval.inputs import open_collection
 
-    storage = config.storage_options
+    opened = open_collection(
+        config.collection,
+        corpus=config.corpus,
+        queries=config.queries,
+        splits=config.splits,
+        corpus_source=config.corpus_source,
+        text=config.text,
+        options=config.storage_options,
+    )
+    data = opened.data
     settings = config.model_dump(exclude=_COSMETIC)
     settings["source"] = config.collection or config.corpus
-    places = [url for url in (config.collection, config.corpus, config.queries) if url is not None]
-    settings["input"] = {url: input_fingerprints(url, storage) for url in places}
-    if config.collection is None:
-        data = RetrievalData()
-        assert config.corpus is not None and config.queries is not None
-        data.documents, data.queries = (
-            open_documents(config.corpus, storage),
-            read_queries(config.queries, storage),
-        )
-    else:
-        data = read_all(
-            (config.collection,),
-            corpus=config.corpus,
-            queries=config.queries,
-            splits=config.splits,
-            corpus_source=config.corpus_source,
-            options=storage,
-        )
-    if data.documents is None:
-        raise InputError(f"{config.collection} holds no documents: pass --corpus")
-    from schemas.fingerprint import config_hash
-
-    where = config.corpus or config.collection
-    mark = config_hash({"files": settings["input"][where], "copy": config.corpus_source})
-    source = CorpusSource(data.documents, TextTemplate(config.text), mark)
+    settings["input"] = opened.fingerprints
     labels = LabelFilter(label_source="human", splits=config.splits).apply(frame(data.judgments))
     table = frame(data.queries).unique("query_id", keep="first", maintain_order=True)
     if config.splits:
@@ -264,7 +246,7 @@ def _read(config: PoolConfig) -> tuple[dict[str, Any], Task]:
         table.filter(~blank).to_arrow().cast(QUERY_SCHEMA),
         [{"query_id": q, "reason": "no_text"} for q in table.filter(blank)["query_id"].to_list()],
         _positives(labels, table, config.positive_from),
-        source,
+        opened.source,
         list(data.notes),
     )
     if not task.queries:
@@ -488,12 +470,7 @@ def _notes(
             f"{missing:,} documents people judged good are not in the corpus; they count as not found"
         )
     for r in retrievers:
-        if n := r.facts.get("vectors_of_other_documents"):
-            notes.append(
-                f"{r.name}: {n:,} vectors are of documents that are not in the corpus, and are left out"
-            )
-        if n := r.facts.get("rows_of_other_documents"):
-            notes.append(f"{r.name}: {n:,} rows name documents that are not in the corpus, and are left out")
+        notes += strangers(r)
     return notes
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from schemas.errors import InputError
+from pipelines.retrieval.corpus import CorpusSource
+from pipelines.retrieval.folder import input_fingerprints
+from schemas.errors import InputError, TamisError
+from schemas.fingerprint import config_hash
 from schemas.judgments import QUERY_SCHEMA
+from transforms.embed.text import TextTemplate
 from transforms.retrieval import formats
 from transforms.retrieval.collection import RetrievalData, frame
 from transforms.retrieval.formats.base import ImportOptions
@@ -71,3 +76,78 @@ def read_all(
     else:
         data.documents = next((p.documents for p in parts if p.documents is not None), None)
     return data
+
+
+@dataclass(frozen=True)
+class Searchable:
+    """A collection that is to be searched.
+
+    Attributes:
+        data: Queries, labels.
+        source: Its documents and their texts.
+        fingerprints: By place, the fingerprint of every file that was read.
+    """
+
+    data: RetrievalData
+    source: CorpusSource
+    fingerprints: dict[str, dict[str, str]]
+
+
+def open_collection(
+    collection: str | None,
+    *,
+    corpus: str | None = None,
+    queries: str | None = None,
+    splits: Sequence[str] = (),
+    corpus_source: str | None = None,
+    text: str,
+    options: dict[str, Any] | None = None,
+    need_documents: bool = True,
+) -> Searchable:
+    """Open a collection, or documents and queries alone, to be searched.
+
+    Args:
+        collection: Of any format; None: documents and queries alone.
+        corpus: Documents; None takes those of the collection.
+        queries: Queries; None takes those of the collection.
+        splits: Splits to read; empty = all.
+        corpus_source: Which copy of the documents, where there are several.
+        text: Text of a document, made of its columns.
+        options: fsspec options of the filesystem.
+        need_documents: Whether it is an error that there are none.
+
+    Raises:
+        InputError: Something cannot be read, or there are no documents.
+        TamisError: Nothing was named.
+    """
+    from transforms.retrieval.texts import open_documents, read_queries
+
+    places = [url for url in (collection, corpus, queries) if url is not None]
+    if collection is not None:
+        data = read_all(
+            (collection,),
+            corpus=corpus,
+            queries=queries,
+            splits=splits,
+            corpus_source=corpus_source,
+            options=options,
+        )
+    elif corpus is not None and queries is not None:
+        data = RetrievalData(
+            documents=open_documents(corpus, options), queries=read_queries(queries, options)
+        )
+    else:
+        raise TamisError("name a collection, or pass both --corpus and --queries")
+    if data.documents is None and need_documents:
+        raise InputError(f"{collection} holds no documents: pass --corpus")
+    fingerprints = {url: input_fingerprints(url, options) for url in places}
+    files = fingerprints[corpus or collection or ""]
+    mark = config_hash({"files": files, "copy": corpus_source})
+    return Searchable(
+        data, CorpusSource(data.documents or no_documents, TextTemplate(text), mark), fingerprints
+    )
+
+
+def no_documents() -> Iterator[pa.RecordBatch]:
+    """None at all."""
+    return iter(())

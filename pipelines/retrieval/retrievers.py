@@ -192,6 +192,7 @@ class DenseRetriever:
         workshop: Where the vectors of an encoder by name are kept.
         source: The documents.
         storage: fsspec options.
+        index: Kind of index an encoder by name is searched through; None: every vector is looked at.
 
     Raises:
         ModelError: The encoder cannot be had.
@@ -210,8 +211,11 @@ class DenseRetriever:
         workshop: Workshop,
         source: CorpusSource,
         storage: Mapping[str, Any] | None = None,
+        *,
+        index: str | None = None,
     ) -> None:
         self.name, self.depth, self.reference = name, depth, reference
+        self._index = index
         self._use, self._running, self._storage = use, running, dict(storage or {})
         self.by_name = not is_embedded(reference, self._storage)
         self.facts: dict[str, Any] = {}
@@ -247,10 +251,12 @@ class DenseRetriever:
         }  # fmt: skip
         documents = {k: v for k, v in self.settings.items() if k not in ("query_prompt", "metric")}
         mark = config_hash({**documents, "corpus": source.key})[:16]
+        if self._index is not None:
+            self.settings["index"] = self._index
         self._output = f"{workshop.folder.url.rstrip('/')}/embed-{mark}"
 
     def _embed_config(self, output: str) -> Any:
-        from pipelines.embed import EmbedConfig
+        from pipelines.embed import EmbedConfig, make_index_config
 
         use = self._use
         return EmbedConfig(
@@ -269,6 +275,7 @@ class DenseRetriever:
             device=self._running.device,
             threads=self._running.threads,
             token_budget=use.token_budget,
+            index=make_index_config(self._index, {}) if self._index is not None else None,
             storage_options=self._storage,
         )
 
@@ -284,7 +291,7 @@ class DenseRetriever:
         if self.by_name:
             self._embed()
         options = SearchOptions(
-            exact=self._running.exact,
+            exact=self._running.exact or (self.by_name and self._index is None),
             metric=self._use.metric,
             prompt_name=self._use.query_prompt_name,
             prefix=self._use.query_prefix,
@@ -478,6 +485,18 @@ def is_embedded(reference: str, storage: Mapping[str, Any] | None = None) -> boo
         return Folder(reference, **dict(storage or {})).exists("manifest.json")
     except (ValueError, ImportError, OSError):
         return False
+
+
+def strangers(retriever: Retriever) -> list[str]:
+    """What a retriever knows of documents that are not in the corpus, in words."""
+    said = (
+        (
+            "vectors_of_other_documents",
+            "vectors are of documents that are not in the corpus, and are left out",
+        ),
+        ("rows_of_other_documents", "rows name documents that are not in the corpus, and are left out"),
+    )
+    return [f"{retriever.name}: {n:,} {what}" for key, what in said if (n := retriever.facts.get(key))]
 
 
 def short_name(reference: str) -> str:

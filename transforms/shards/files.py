@@ -62,8 +62,8 @@ class Folder:
         self._forget_listings()
         if not self.fs.exists(base):
             return []
-        cut = len(self.root.rstrip("/")) + 1
-        return sorted(p[cut:] for p in self.fs.find(base))
+        above = self.root.rstrip("/") + "/"
+        return sorted(p.removeprefix(above) for p in self.fs.find(base))  # archives name no root
 
     def _forget_listings(self) -> None:
         # Object stores' clients answer from listings they saw before other workers wrote.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,8 @@ class Source:
             raise InputError(f"no such input: {url}")
         if here.fs.isdir(here.root):
             return cls(url, here)
+        if here.root.endswith(".zip"):
+            return cls(url, _inside(url, options))
         parent, _, name = here.root.rpartition("/")
         above = Folder(here.fs.unstrip_protocol(parent or "/"), **(options or {}))
         return cls(url, above, name)
@@ -51,6 +54,23 @@ class Source:
         if self.file is not None:
             return [self.file]
         return [n for n in self.folder.find() if not any(p.startswith((".", "_")) for p in n.split("/"))]
+
+
+def _inside(url: str, options: dict[str, Any] | None) -> Folder:
+    """The folder a .zip holds: its root, or the one folder in it."""
+    given = dict(options or {})
+    if "::" not in url and given:  # options are those of the filesystem the archive lies on
+        given = {url.split("://")[0]: given} if "://" in url else {}
+    try:
+        root = Folder(f"zip://::{url}", **given)
+        names = root.find()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{url} cannot be read as a .zip ({error})") from error
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{url} is not a .zip ({error})") from error
+    tops = {n.split("/")[0] if "/" in n else "" for n in names if not n.startswith(("__MACOSX/", "."))}
+    only = next(iter(tops)) if len(tops) == 1 else ""
+    return Folder(f"zip://{only}::{url}", **given) if only else root
 
 
 @dataclass(frozen=True)
