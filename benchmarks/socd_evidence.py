@@ -23,6 +23,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,40 +100,62 @@ def report(args: argparse.Namespace) -> None:
     """Judge what there is, and write the figures."""
     from models import registry
 
-    seen = {normalise(t) for t in held_out(args.data)}
-    judge = Judge(args.data, leave_out=lambda text: normalise(text) in seen)
+    if args.judge:
+        scorer = registry.load("scorer", args.judge, threads=1)
+        judged: Callable[[list[str]], np.ndarray] = lambda texts: scorer.score(texts)[:, 0]  # noqa: E731
+    else:
+        seen = {normalise(t) for t in held_out(args.data)}
+        ngrams = Judge(args.data, leave_out=lambda text: normalise(text) in seen)
+        judged = ngrams.score
     encoder = registry.load("encoder", "minilm", threads=1)
     base = registry.load("lm", "smollm2", threads=1)
     figures: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    figures["judge_auc_held_out"] = judge.auc
+    if not args.judge:
+        figures["judge_auc_held_out"] = ngrams.auc
     for corpus in args.corpora.split(","):
         source = args.work / f"{corpus}-{args.rows}.jsonl"
         if not source.exists():
             continue
-        raw = [json.loads(line)["text"] for line in source.open()]
-        before, vectors = judge.score(raw), encoder.encode(raw)
+        rows = {row["id"]: row["text"] for row in map(json.loads, source.open())}
+        place = {name: i for i, name in enumerate(rows)}
+        raw = list(rows.values())
+        before, vectors = judged(raw), encoder.encode(raw)
         facts: dict[str, Any] = {"rows": len(raw), "judge_before": _interval(before)}
         facts["perplexity_before"] = _perplexity(base, raw)
-        per_row: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        per_row: dict[str, dict[str, tuple[float, float]]] = {}  # of the rows kept: judge, similarity
         prefix = f"{corpus}-{args.rows}-"
         for output in sorted(p for p in args.work.glob(prefix + "*") if (p / "_SUCCESS").exists()):
             arm = output.name.removeprefix(prefix)
+            if args.variant and not arm.endswith(f"-{args.variant}"):
+                continue
+            arm = arm.removesuffix(f"-{args.variant}") if args.variant else arm
             if arm.removesuffix("-bare") not in args.arms.split(","):
                 continue
-            texts = [json.loads(line)["text"] for line in (output / "data" / source.name).open()]
-            after = judge.score(texts)
-            similar = np.clip((encoder.encode(texts) * vectors).sum(axis=1), -1, 1)
-            per_row[arm] = after, similar
-            facts[arm] = {**_counts(output), "judge": _interval(after), "similarity": _interval(similar)}
+            kept = [json.loads(line) for line in (output / "data" / source.name).open()]
+            texts = [row["text"] for row in kept]
+            after = judged(texts)
+            own = vectors[[place[row["id"]] for row in kept]]
+            similar = np.clip((encoder.encode(texts) * own).sum(axis=1), -1, 1)
+            ids = [row["id"] for row in kept]
+            per_row[arm] = dict(zip(ids, zip(after.tolist(), similar.tolist(), strict=True), strict=True))
+            facts[arm] = {
+                "kept": len(kept),
+                **_counts(output),
+                "judge": _interval(after),
+                "similarity": _interval(similar),
+            }
             facts[arm]["perplexity"] = _perplexity(base, [t for t in texts if t.strip()])
             facts[arm]["verify_problems"] = len(verify(output)["problems"])
-        for arm, (after, similar) in per_row.items():
+        for arm, values in per_row.items():
             plain = "prompt_only-bare" if arm.split("-")[1:2] == ["bare"] else "prompt_only"
             if plain in per_row and arm != plain:
+                common = [name for name in values if name in per_row[plain]]
+                own, other = (np.array([side[name] for name in common]) for side in (values, per_row[plain]))
                 facts[arm]["against"] = plain
-                facts[arm]["judge_difference"] = _difference(after, per_row[plain][0])
-                facts[arm]["similarity_difference"] = _difference(similar, per_row[plain][1])
-        figures[f"{corpus}-{args.rows}"] = facts
+                facts[arm]["judge_difference"] = _difference(own[:, 0], other[:, 0])
+                facts[arm]["similarity_difference"] = _difference(own[:, 1], other[:, 1])
+        facts |= {"judge_name": args.judge} if args.judge else {}
+        figures[f"{corpus}-{args.rows}" + (f"-{args.variant}" if args.variant else "")] = facts
     RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 
@@ -201,6 +224,7 @@ def main() -> None:
     parser.add_argument(
         "--variant", default="", help="name of arms with other options, kept beside the plain ones"
     )
+    parser.add_argument("--judge", default="", help="report: a scorer by name, in place of the n-gram model")
     parser.add_argument("extra", nargs="*", help="more options of `tamis detox`, after --")
     args = parser.parse_args()
     {"run": run, "report": report}[args.what](args)
