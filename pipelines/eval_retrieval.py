@@ -2,135 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from models.metrics.bootstrap import DRAWS, Interval, mean_interval
+from models.metrics.bootstrap import mean_interval
 from pipelines.evaluation.folder import EvalFolder
 from pipelines.evaluation.progress import counting, wide_console
-from pipelines.retrieval.asking import Answers
-from pipelines.retrieval.corpus import DEFAULT_TEXT, CorpusSource, Workshop
-from pipelines.retrieval.retrievers import (
-    BM25Retriever,
-    DenseRetriever,
-    EncoderUse,
-    Retriever,
-    Running,
-    is_embedded,
-    read_run,
-    short_name,
-    strangers,
+from pipelines.evaluation.retrieval_record import (
+    RetrievalEvalConfig,
+    RetrievalEvalResult,
+    SystemResult,
+    make_record,
 )
+from pipelines.retrieval.asking import Answers
+from pipelines.retrieval.corpus import CorpusSource, Workshop
+from pipelines.retrieval.dense import DenseRetriever, EncoderUse, Running, is_embedded
+from pipelines.retrieval.retrievers import BM25Retriever, Retriever, read_run, short_name, strangers
 from pipelines.run import locked, terminable
 from schemas.errors import InputError, TamisError
 from transforms.retrieval.collection import frame
 from transforms.retrieval.lexical import Analyzer, BM25Settings
-from transforms.retrieval.scoring import OURS, Comparison, Measure, by_query, compare, holm, parse_measures
+from transforms.retrieval.scoring import Measure, by_query, compare, parse_measures
 from transforms.retrieval.unify import LabelFilter, PositiveRule, unify
 
 if TYPE_CHECKING:
     import polars as pl
 
 BM25 = "bm25"
-MEASURES = ("nDCG@10", "RR@10", "R@100", "R@1000", "AP")
 WORK = "_tamis/cache/work"
 DENOMINATORS = ("judged", "answered")
-
-
-class RetrievalEvalConfig(BaseModel):
-    """Settings of `tamis eval retrieval`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    collection: str = Field(description="Collection of any format: documents, queries, labels.")
-    output: str = Field(description="Folder for the results.")
-    systems: dict[str, str] = Field(
-        default_factory=dict,
-        description="Name -> bm25, encoder (name or folder), or output of tamis embed.",
-    )
-    runs: dict[str, str] = Field(
-        default_factory=dict, description="Name -> ranking that is there (TREC run)."
-    )
-    baseline: str | None = Field(None, description="System the others are compared with; default the first.")
-    corpus: str | None = Field(None, description="Documents; default those of the collection.")
-    queries: str | None = Field(None, description="Queries; default those of the collection.")
-    corpus_source: str | None = Field(
-        None, description="Which copy of the documents, where there are several."
-    )
-    splits: tuple[str, ...] = Field((), description="Labels of these splits; default all.")
-    measures: tuple[str, ...] = Field(MEASURES, description="As ir-measures writes them.")
-    depth: int = Field(1000, ge=1, description="Documents a query.")
-    text: str = Field(DEFAULT_TEXT, description="Text of a document, made of title and text.")
-    k1: float = 0.9
-    b: float = 0.4
-    stopwords: str = "en"
-    stemmer: str = "none"
-    dense_options: dict[str, Any] = Field(default_factory=dict, description="How encoders by name are used.")
-    index: str | None = Field(None, description="Search encoders by name through an index: flat, ivf, hnsw.")
-    exact: bool = Field(False, description="Look at every vector, even where there is an index.")
-    keep_self: bool = Field(False, description="Keep a document whose id is the query's.")
-    denominator: str = Field("judged", description="Means are over judged queries, or over answered ones.")
-    label_source: str | None = Field(None, description="Only human, or only llm labels.")
-    annotators: tuple[str, ...] = ()
-    signals: tuple[str, ...] = ()
-    unify: str = Field("apart", description="How labels of several annotators merge.")
-    seed: int = 0
-    draws: int = Field(DRAWS, ge=100)
-    work: str | None = Field(None, description="Where indexes, vectors and answers are kept; default inside.")
-    device: str = "auto"
-    threads: int = Field(1, ge=1)
-    workers: int = Field(1, ge=1)
-    progress: str = Field("auto", description="auto, plain, quiet.")
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SystemResult:
-    """How one system did.
-
-    Attributes:
-        name: Of the system.
-        kind: bm25, dense or run.
-        values: By measure, one number a query.
-        means: By measure.
-        answered: Queries it gave any document for.
-        settings: What decided its rankings.
-    """
-
-    name: str
-    kind: str
-    values: dict[str, list[float]]
-    means: dict[str, Interval]
-    answered: int
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RetrievalEvalResult:
-    """What came of it.
-
-    Attributes:
-        output: The folder; None of a dry run.
-        measures: Names, in order.
-        queries: The queries that counted.
-        systems: In the order they were named.
-        comparisons: By (a, b), by measure.
-        record: What `results.json` holds.
-    """
-
-    output: str | None
-    measures: list[str]
-    queries: list[str]
-    systems: list[SystemResult]
-    comparisons: dict[tuple[str, str], dict[str, Comparison]] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def system(self, name: str) -> SystemResult:
-        """A system by its name."""
-        return next(s for s in self.systems if s.name == name)
 
 
 @dataclass(frozen=True)
@@ -335,7 +236,15 @@ def _evaluate(
         for a in systems[i + 1 :]
     }
     result = RetrievalEvalResult(config.output, [m.name for m in measures], queries, systems, comparisons)
-    record = _record(config, task, measures, result, corpus_counts, notes)
+    record = make_record(
+        config,
+        measures,
+        result,
+        labels=task.labels,
+        fingerprints=task.fingerprints,
+        corpus=corpus_counts,
+        notes=notes,
+    )
     from pipelines.evaluation.retrieval_page import render
 
     out.write_table("per_query.parquet", _long(result))
@@ -413,79 +322,6 @@ def _write_run(out: EvalFolder, name: str, found: pl.DataFrame) -> str:
     return path
 
 
-def baseline_of(config: RetrievalEvalConfig) -> str:
-    """The system the others are compared with."""
-    return config.baseline or next(iter({**config.systems, **config.runs}))
-
-
-def _record(
-    config: RetrievalEvalConfig,
-    task: _Task,
-    measures: Sequence[Measure],
-    result: RetrievalEvalResult,
-    corpus: Mapping[str, int],
-    notes: Sequence[str],
-) -> dict[str, Any]:
-    pairs = list(result.comparisons)
-    together = {
-        m.name: dict(zip(pairs, holm([result.comparisons[p][m.name].t_p for p in pairs]), strict=True))
-        for m in measures
-    }
-    return {
-        "config": config.model_dump(exclude={"storage_options", "output", "work", "progress"}),
-        "input": task.fingerprints,
-        "models": {s.name: s.settings["model"] for s in result.systems if "model" in s.settings},
-        "queries": len(result.queries),
-        "judged_queries": len(task.queries),
-        "labels": sum(len(task.labels[q]) for q in result.queries),
-        "corpus": dict(corpus),
-        "baseline": baseline_of(config),
-        "conventions": conventions(config, measures),
-        "systems": [
-            {
-                "name": s.name,
-                "kind": s.kind,
-                "answered": s.answered,
-                "measures": {m: x.as_dict() for m, x in s.means.items()},
-                "settings": {k: v for k, v in s.settings.items() if k != "model"},
-            }
-            for s in result.systems
-        ],
-        "comparisons": [
-            {
-                "a": a,
-                "b": b,
-                "measures": {
-                    m: {**x.as_dict(), "t_p_value_holm": together[m][a, b]} for m, x in by_measure.items()
-                },
-            }
-            for (a, b), by_measure in result.comparisons.items()
-        ],
-        "notes": list(notes),
-    }
-
-
-def conventions(config: RetrievalEvalConfig, measures: Sequence[Measure]) -> dict[str, str]:
-    """The rules figures depend on, in words."""
-    others = [m for m in measures if m.provider != OURS]
-    found = {
-        "ties": "equal scores are ordered by document id descending, as trec_eval does; at the cut of a list by id "
-        "ascending",
-        "gain": "the grade itself (linear); documents nobody judged, and negative grades, gain 0",
-        "denominator": "every query with a positive label; one a system does not answer counts 0"
-        if config.denominator == "judged"
-        else "queries with a positive label that every system answers",
-        "self_match": "kept" if config.keep_self else "a document whose id is the query's is left out",
-        "depth": f"{config.depth:,} documents a query; rankings that were given count as deep as they are",
-        "intervals": f"95 %, queries drawn with replacement, {config.draws:,} draws",
-        "tests": "two-sided, paired by query: t-test (Holm's correction over all pairs of systems), and bootstrap",
-    }
-    if others:
-        said = ", ".join(f"{m.name} by {m.provider}" for m in others)
-        found["other_tools"] = f"{said}, by that tool's own rules; all else by trec_eval's"
-    return found
-
-
 def _long(result: RetrievalEvalResult) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {"query_id": [], "system": [], "measure": [], "value": []}
     for s in result.systems:
@@ -510,22 +346,24 @@ def print_result(result: RetrievalEvalResult) -> None:
             soft_wrap=True,
         )
         return
-    table = Table(box=None, title=f"{len(result.queries):,} queries, mean [95 %]", title_justify="left")
+    table = Table(box=None, title=f"{len(result.queries):,} queries", title_justify="left")
     table.add_column("system", overflow="fold")
+    first = result.measures[0]
     for m in result.measures:
-        table.add_column(m, justify="right")
+        table.add_column(m + (" [95 %]" if m == first else ""), justify="right")
     for s in result.systems:
-        table.add_row(s.name, *(f"{x.mean:.4f} [{x.low:.3f}, {x.high:.3f}]" for x in s.means.values()))
+        x = s.means[first]
+        others = (f"{s.means[m].mean:.4f}" for m in result.measures[1:])
+        table.add_row(s.name, f"{x.mean:.4f} [{x.low:.3f}, {x.high:.3f}]", *others)
     console.print(table)
     base = record["baseline"]
     for pair in record["comparisons"]:
         if base in (pair["a"], pair["b"]):
-            first = result.measures[0]
-            x = pair["measures"][first]
-            d = x["difference"]
+            test = pair["measures"][first]
+            d = test["difference"]
             console.print(
                 f"{pair['a']} - {pair['b']}: {first} {d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}], "
-                f"p {x['t_p_value_holm']:.4f} (t, Holm), {x['p_value']:.4f} (bootstrap)",
+                f"p {test['t_p_value_holm']:.4f} (t, Holm), {test['p_value']:.4f} (bootstrap)",
                 soft_wrap=True,
             )
     for note in record["notes"]:

@@ -10,7 +10,7 @@ from pipelines.evaluation.page import Figure, Grid, Section, Text, Texts, Tile, 
 from pipelines.report.charts import unchecked
 
 if TYPE_CHECKING:
-    from pipelines.eval_retrieval import RetrievalEvalResult
+    from pipelines.evaluation.retrieval_record import RetrievalEvalResult
 
 _SHOWN = 8  # queries, either way
 _NOT_SHOWN = {"run", "rows", "files"}

@@ -87,7 +87,7 @@ def test_systems_are_compared_by_pairs_and_the_page_says_by_which_rules(done):
 def test_again_costs_nothing_and_gives_the_same(done, model, monkeypatch):
     out, result = done
     monkeypatch.setattr(
-        "pipelines.retrieval.retrievers.DenseRetriever.open", lambda *_: pytest.fail("asked again")
+        "pipelines.retrieval.dense.DenseRetriever.open", lambda *_: pytest.fail("asked again")
     )
     again = evaluate(out, systems={"bm25": "bm25", "tiny": str(model)}, runs=RUNS, baseline="bm25")
     assert again.record["systems"] == result.record["systems"]
