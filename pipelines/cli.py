@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import compare, embed, eval_quality, eval_toxicity, train_encoders, train_ngram
+from pipelines.commands import (
+    compare,
+    embed,
+    eval_quality,
+    eval_toxicity,
+    train_encoders,
+    train_ngram,
+    train_retriever,
+)
 from pipelines.commands import judgments as judgments_commands
 from pipelines.commands import label as label_commands
 from pipelines.commands import pool as pool_commands
@@ -32,6 +40,7 @@ app.add_typer(models_app)
 app.add_typer(train_app)
 train_encoders.register(train_app)
 train_ngram.register(train_app)
+train_retriever.register(train_app)
 app.add_typer(eval_app)
 eval_quality.register(eval_app)
 register_eval_retrieval(eval_app)
@@ -413,7 +422,7 @@ def retry(
 def serve_dummy(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,
-    mode: Annotated[str, typer.Option(help="echo, soften or garbage.")] = "soften",
+    mode: Annotated[str, typer.Option(help="echo, soften, garbage or judge.")] = "soften",
     fail_rate: Annotated[float, typer.Option(help="Share of requests that fail.", min=0, max=1)] = 0.0,
     latency: Annotated[float, typer.Option(help="Seconds each reply takes.", min=0)] = 0.0,
 ) -> None:

@@ -28,6 +28,9 @@ LOSS_POLICIES = {
     "joint_lh": ("all", "rotate"),
     "sum_marg_lh": ("all", "rotate"),
     "lse_pair": ("all", "rotate"),
+    "mnrl": ("all", "rotate", "first", "random_one"),
+    "margin_mse": ("all", "rotate", "first", "random_one"),
+    "kl": ("all", "rotate", "first", "random_one"),
 }
 
 

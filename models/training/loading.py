@@ -135,7 +135,7 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
         )
 
 
-def add_lora(model: Any, settings: LoraSettings) -> Any:
+def add_lora(model: Any, settings: LoraSettings, *, task: str = "CAUSAL_LM") -> Any:
     """Freeze a model and put trainable low-rank adapters beside its linear layers (float32, B zero: no change yet).
 
     Raises:
@@ -151,7 +151,7 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         lora_dropout=settings.dropout,
         target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
         use_dora=settings.dora,
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
     try:
         return get_peft_model(model, config)

@@ -155,6 +155,10 @@ class PlannedTrainer(transformers.Trainer, abc.ABC):
         """Further figures that follow from a held-out loss."""
         return {}
 
+    def live_figures(self) -> dict[str, float]:
+        """Further figures of the steps since they were last asked for; they go into every progress line."""
+        return {}
+
     def take_up(self, checkpoint: Path) -> None:
         """Load the weights and the state of a checkpoint, and train no further."""
         self._load_from_checkpoint(str(checkpoint))
@@ -274,9 +278,11 @@ class Progress(transformers.TrainerCallback):
             "tokens_per_second": round(rate, 1),
             "eta_seconds": round(eta, 1),
         }
-        self._emit("step", fields)
+        live = self.trainer.live_figures() if self.trainer else {}
+        self._emit("step", {**fields, **{name: round(value, 6) for name, value in live.items()}})
+        shown = "".join(f"{name.replace('_', ' ')} {value:.3g}  " for name, value in live.items())
         self._line(
-            f"step {state.global_step}/{state.max_steps}  loss {fields['loss']:.4f}  lr {fields['lr']:.2e}  "
+            f"step {state.global_step}/{state.max_steps}  loss {fields['loss']:.4f}  {shown}lr {fields['lr']:.2e}  "
             f"{rate:,.0f} tokens/s  {clock(eta)} left"
         )
 
