@@ -107,9 +107,8 @@ def _retrievers(
     running = Running(config.device, config.threads, config.workers, config.exact, config.progress)
     found: list[Retriever] = []
     for name, reference in config.systems.items():
-        if reference == BM25:
-            settings = BM25Settings(config.k1, config.b, Analyzer(config.stopwords, config.stemmer))
-            found.append(BM25Retriever(name, config.depth, settings, workshop, source))
+        if reference.partition(":")[0] == BM25:
+            found.append(BM25Retriever(name, config.depth, _bm25(config, reference), workshop, source))
             continue
         found.append(
             DenseRetriever(
@@ -125,6 +124,20 @@ def _retrievers(
             )
         )
     return found
+
+
+def _bm25(config: RetrievalEvalConfig, reference: str) -> BM25Settings:
+    """`bm25` as the options have it, `bm25:stemmer=english,b=0.75` with some settings of its own."""
+    given: dict[str, Any] = {k: getattr(config, k) for k in ("k1", "b", "stopwords", "stemmer")}
+    for part in filter(None, reference.partition(":")[2].split(",")):
+        key, _, value = part.partition("=")
+        if key not in given:
+            raise TamisError(f"--system {reference}: no setting '{key}' (there are: {', '.join(given)})")
+        try:
+            given[key] = float(value) if key in ("k1", "b") else value
+        except ValueError:
+            raise TamisError(f"--system {reference}: {key} '{value}' is not a number") from None
+    return BM25Settings(given["k1"], given["b"], Analyzer(given["stopwords"], given["stemmer"]))
 
 
 def _read(config: RetrievalEvalConfig) -> _Task:
@@ -382,7 +395,7 @@ def parse_systems(items: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in items:
         name, sign, thing = item.partition("=")
-        if not sign or "/" in name or Path(item).exists():
+        if not sign or "/" in name or ":" in name or Path(item).exists():
             name, thing = short_name(item), item
         if name in found:
             raise TamisError(f"two systems are called '{name}'; name them: NAME={thing}")

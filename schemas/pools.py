@@ -17,7 +17,7 @@ POOL_SCHEMA = pa.schema(
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field(
             "source", pa.string(), nullable=False
-        ),  # bm25, an encoder's name@revision, human, random, ...
+        ),  # bm25, minilm, human, random, ...; the pool's manifest says how each worked
         pa.field(
             "rank", pa.int32()
         ),  # 1 = best in that source; null where it gave no order (human positives)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from models.metrics.bootstrap import mean_interval, paired_difference
+import numpy as np
+
+from models.metrics.bootstrap import DRAWS, mean_interval, paired_difference
 from transforms.retrieval.candidates import found, fuse, overlap, recalls
 
 if TYPE_CHECKING:
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FUSED, UNION = "fused", "union"
+_CELLS = 20_000_000  # queries times draws: of a million queries 200 draws say enough
 _CUTS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -33,8 +37,8 @@ class Recalls:
         self.at = 100 if 100 in self.cuts else deepest  # the cut-off figures are quoted at
         self.queries: list[str] = []
         self.found_in_all: list[int] = []
-        self._values: dict[str, dict[int | None, list[float]]] = {}
-        self._pairs: list[pl.DataFrame] = []
+        self._values: dict[str, dict[int | None, array[float]]] = {}
+        self._shared = np.zeros((len(depths), len(depths)), np.int64)
 
     def look(self, parts: Mapping[str, pl.DataFrame], pool: pl.DataFrame, ids: Sequence[str]) -> None:
         """Take a block of queries.
@@ -50,7 +54,7 @@ class Recalls:
             return
         whole = pl.concat([p.with_columns(pl.lit(n).alias("source")) for n, p in parts.items()])
         whole = found(whole, self.depths)
-        self._pairs.append(whole.select("query_id", "doc_id", "source"))
+        self._shared += overlap(whole, list(self.depths))
         mine = [q for q in ids if q in self.judged]
         if not mine:
             return
@@ -74,9 +78,12 @@ class Recalls:
         """Figures for the manifest; None where nobody judged anything."""
         if not self.queries:
             return None
+        draws = max(200, min(DRAWS, _CELLS // len(self.queries)))
         systems = {
             name: {
-                ("all" if k is None else str(k)): mean_interval(v, seed=seed).as_dict()
+                ("all" if k is None else str(k)): mean_interval(
+                    np.asarray(v), seed=seed, draws=draws
+                ).as_dict()
                 for k, v in cuts.items()
             }
             for name, cuts in self._values.items()
@@ -88,7 +95,9 @@ class Recalls:
                 theirs = self._values.get(other, {}).get(at if other == FUSED else None)
                 own = cuts.get(at)
                 if theirs is not None and own is not None:
-                    against[f"{other} - {name}"] = paired_difference(theirs, own, seed=seed).as_dict()
+                    against[f"{other} - {name}"] = paired_difference(
+                        np.asarray(theirs), np.asarray(own), seed=seed, draws=draws
+                    ).as_dict()
         return {
             "queries": len(self.queries),
             "positives": self.positives.height,
@@ -103,12 +112,12 @@ class Recalls:
 
     def overlaps(self) -> dict[str, Any] | None:
         """Share of what the first source found that the second found too; None for fewer than two retrievers."""
-        import polars as pl
-
-        if len(self.depths) < 2 or not self._pairs:
+        if len(self.depths) < 2:
             return None
-        names = list(self.depths)
-        return {"sources": names, "shared": overlap(pl.concat(self._pairs), names)}
+        shares = [
+            [int(n) / int(line[i]) if line[i] else None for n in line] for i, line in enumerate(self._shared)
+        ]
+        return {"sources": list(self.depths), "shared": shares}
 
     def table(self) -> pa.Table | None:
         """One row a query, system and cut-off (null: however deep); None where nobody judged anything."""
@@ -122,11 +131,11 @@ class Recalls:
                 columns["query_id"] += self.queries
                 columns["system"] += [name] * len(values)
                 columns["k"] += [k] * len(values)
-                columns["recall"] += values
+                columns["recall"] += values.tolist()
         types = (pa.string(), pa.string(), pa.int32(), pa.float64())
         return pa.table({n: pa.array(v, t) for (n, v), t in zip(columns.items(), types, strict=True)})
 
     def _add(self, name: str, values: Mapping[int | None, list[float]] | Mapping[int, list[float]]) -> None:
         held = self._values.setdefault(name, {})
         for k, numbers in values.items():
-            held.setdefault(k, []).extend(numbers)
+            held.setdefault(k, array("d")).extend(numbers)

@@ -186,3 +186,24 @@ def test_the_command_line_plans_and_runs(tmp_path):
     ran = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "o"), "--progress", "quiet"])
     assert ran.exit_code == 0, ran.output
     assert "reversed - bm25: nDCG@10 -" in ran.output
+
+
+def test_settings_of_one_bm25_beside_another(tmp_path):
+    pytest.importorskip("Stemmer")
+    systems = eval_retrieval.parse_systems(["plain=bm25", "bm25:stemmer=english,k1=1.2"])
+    assert systems == {"plain": "bm25", "bm25:stemmer=english,k1=1.2": "bm25:stemmer=english,k1=1.2"}
+    result = evaluate(tmp_path / "o", systems=systems)
+    assert [s["settings"]["stemmer"] for s in result.record["systems"]] == ["none", "english"]
+    assert (tmp_path / "o" / "runs" / "bm25-stemmer-english-k1-1.2.run").exists()
+    with pytest.raises(TamisError, match="no setting 'stem'"):
+        evaluate(tmp_path / "p", systems={"x": "bm25:stem=english"})
+
+
+def test_a_store_that_is_no_disk(tmp_path):
+    import uuid
+
+    place = f"memory://{uuid.uuid4().hex}"
+    result = evaluate(place, systems={"bm25": "bm25"})
+    assert (
+        result.system("bm25").means == evaluate(tmp_path / "o", systems={"bm25": "bm25"}).system("bm25").means
+    )

@@ -256,6 +256,19 @@ def test_figures_are_recall_of_what_people_judged_good(tmp_path):
     assert "(query, document) pairs" in (tmp_path / "o" / "README.md").read_text()
 
 
+def test_a_store_that_is_no_disk(tmp_path):
+    import uuid
+
+    import fsspec
+
+    place = f"memory://{uuid.uuid4().hex}"
+    result = pool.run(PoolConfig(collection=str(SAMPLE), output=place, progress="quiet", depth={"": 4}))
+    make(tmp_path / "o")
+    with fsspec.open(f"{place}/data/part-00000.parquet") as file:
+        assert pl.read_parquet(file).equals(read(tmp_path / "o"))
+    assert result.state == "finished"
+
+
 # ----------------------------------------------------------------------------------------------------- what goes wrong
 
 

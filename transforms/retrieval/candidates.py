@@ -8,8 +8,9 @@ there; they do not count as found by the retriever.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -141,25 +142,20 @@ def recalls(
     return {k: [sum(r <= k for r in by_query.get(q, ())) / total[q] for q in queries] for k in cut_offs}
 
 
-def overlap(pool: pl.DataFrame, sources: Sequence[str]) -> list[list[float | None]]:
-    """Share of what the source of a row found that the source of a column found too, over all queries.
+def overlap(pool: pl.DataFrame, sources: Sequence[str]) -> npt.NDArray[np.int64]:
+    """How many candidates any two sources share.
 
     Args:
-        pool: query_id, doc_id, source: within depth.
+        pool: query_id, doc_id, source: within depth, each once.
         sources: Rows and columns.
+
+    Returns:
+        int64 (s, s): shared candidates; on the diagonal those of one source. Counts of several pools add up.
     """
-    pairs = {s: pool.filter(pl.col("source") == s).select("query_id", "doc_id").unique() for s in sources}
-    table: list[list[float | None]] = []
-    for a in sources:
-        mine = pairs[a]
-        row: list[float | None] = []
-        for b in sources:
-            both = mine.join(pairs[b], on=["query_id", "doc_id"], how="semi").height
-            row.append(both / mine.height if mine.height else None)
-        table.append(row)
-    return table
-
-
-def totals(pool: pl.DataFrame) -> dict[str, Any]:
-    """Counts of a pool: candidates (pairs), rows."""
-    return {"candidates": pool.select("query_id", "doc_id").n_unique(), "rows": pool.height}
+    shared = np.zeros((len(sources), len(sources)), np.int64)
+    pairs = [pool.filter(pl.col("source") == s).select("query_id", "doc_id") for s in sources]
+    for i, mine in enumerate(pairs):
+        for j in range(i, len(pairs)):
+            both = mine.join(pairs[j], on=["query_id", "doc_id"], how="semi").height
+            shared[i, j] = shared[j, i] = both
+    return shared

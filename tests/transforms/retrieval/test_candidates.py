@@ -45,6 +45,6 @@ def test_recall_counts_what_was_not_found_and_queries_without_hits():
     assert recalls(A, positives, ["q", "r"], [1, 10]) == {1: [0.5, 0.0], 10: [1.0, 0.0]}
 
 
-def test_overlap_is_a_share_of_the_row():
+def test_overlap_counts_what_two_sources_share():
     whole = pl.concat([A.with_columns(source=pl.lit("x")), B.with_columns(source=pl.lit("y"))])
-    assert overlap(whole, ["x", "y"]) == [[1.0, 1 / 3], [0.5, 1.0]]
+    assert overlap(whole, ["x", "y", "z"]).tolist() == [[3, 1, 0], [1, 2, 0], [0, 0, 0]]
