@@ -25,6 +25,7 @@ class Automaton(Protocol):
     """Reads characters; deterministic. A state says everything that decides what may follow."""
 
     start: State
+    alphabet: frozenset[str]  # characters a reply may hold; no other token need be looked at
 
     def step(self, state: State, character: str) -> State | None:
         """The state after one more character; None where it may not stand here."""
@@ -40,6 +41,7 @@ class OneOfAutomaton:
 
     def __init__(self, form: OneOf) -> None:
         self.start: State = ""
+        self.alphabet = frozenset("".join(form.options))
         self._options = frozenset(form.options)
         self._prefixes = frozenset(option[:i] for option in form.options for i in range(len(option) + 1))
 
@@ -59,6 +61,7 @@ class NumberListAutomaton:
     def __init__(self, form: NumberList) -> None:
         self.form = form
         self.start: State = (frozenset(), "")
+        self.alphabet = frozenset(f"[]0123456789{form.separator}{form.none}")
 
     def step(self, state: State, character: str) -> State | None:
         """See `Automaton`."""
@@ -104,8 +107,7 @@ class TokenTrie:
     """The texts of a vocabulary's tokens, by character.
 
     Args:
-        texts: Token id -> what it adds to a text; tokens without a text of their own (marks, parts of a character) are
-            left out.
+        texts: Token id -> what it adds to a text.
     """
 
     def __init__(self, texts: Mapping[int, str]) -> None:
@@ -128,6 +130,26 @@ class TokenTrie:
                     open_nodes.append((child, after))
 
 
+class Vocabulary:
+    """The texts of all tokens, from which the few that a form can use are picked.
+
+    Args:
+        texts: Token id -> what it adds to a text; tokens without a text of their own (marks, parts of a character) are
+            left out.
+    """
+
+    def __init__(self, texts: Mapping[int, str]) -> None:
+        self._texts = dict(texts)
+        self._tries: dict[frozenset[str], TokenTrie] = {}
+
+    def trie(self, alphabet: frozenset[str]) -> TokenTrie:
+        """The tokens of which every character is in the alphabet."""
+        if alphabet not in self._tries:
+            few = {i: text for i, text in self._texts.items() if alphabet.issuperset(text)}
+            self._tries[alphabet] = TokenTrie(few)
+        return self._tries[alphabet]
+
+
 def token_texts(tokenizer: Any, vocabulary: int) -> dict[int, str]:
     """What each token adds to a text, spaces included; tokens that are marks or part of a character are left out."""
     lead_ids = tokenizer.encode("a", add_special_tokens=False)[-1:]
@@ -145,7 +167,7 @@ class Constraint:
     """A hook of the sampling loop that keeps candidates to the forms of their requests.
 
     Args:
-        trie: The vocabulary.
+        vocabulary: The model's.
         eos: Tokens that end a turn.
         forms: Form by the number of the job in the loop; jobs that are not there are free.
         before: A hook whose scores are constrained.
@@ -155,9 +177,13 @@ class Constraint:
     """
 
     def __init__(
-        self, trie: TokenTrie, eos: frozenset[int], forms: Mapping[int, ReplyForm], before: Hook | None = None
+        self,
+        vocabulary: Vocabulary,
+        eos: frozenset[int],
+        forms: Mapping[int, ReplyForm],
+        before: Hook | None = None,
     ) -> None:
-        self._trie, self._before = trie, before
+        self._vocabulary, self._before = vocabulary, before
         self._eos = sorted(eos)
         self._automata = {job: automaton_of(form) for job, form in forms.items()}
         self._tokens: dict[tuple[int, float, int], dict[int, State]] = {}
@@ -177,7 +203,7 @@ class Constraint:
                 state = self._tokens[key][drawn.tokens[-1]]
             else:
                 continue  # a finished row that lingers
-            allowed = dict(self._trie.walk(automaton, state))
+            allowed = dict(self._vocabulary.trie(automaton.alphabet).walk(automaton, state))
             self._tokens[key] = allowed
             ids = [*allowed, *(self._eos if automaton.complete(state) else ())]
             if not ids:

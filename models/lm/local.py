@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from models.lm.chat import encode_chat, encode_plain
-from models.lm.constrained import Constraint, TokenTrie, token_texts
+from models.lm.constrained import Constraint, Vocabulary, token_texts
 from models.lm.decoder import CausalDecoder, Decoder, Lockstep, SharedPrefixDecoder
 from models.lm.folder import describe_folder
 from models.lm.limits import check_sampling
@@ -108,7 +108,7 @@ class LocalLanguageModel:
         self.batch_rows = batch_rows or (EXACT_ROWS if self._prepared.exact else 1)
         self._rows_by_length = batch_rows is None and self._prepared.exact
         self._own_decoder = self.decoder()
-        self._constraints: TokenTrie | None = None  # made when a request first asks for a form
+        self._constraints: Vocabulary | None = None  # made when a request first asks for a form
         extra = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": on.type, "threads": threads}
         # Cosmetic where it changes nothing, and then not recorded.
         extra |= {} if self._prepared.exact or self.batch_rows == 1 else {"batch_rows": self.batch_rows}
@@ -335,7 +335,7 @@ class LocalLanguageModel:
         if not forms:
             return hook
         if self._constraints is None:
-            self._constraints = TokenTrie(token_texts(self.tokenizer, self.vocabulary))
+            self._constraints = Vocabulary(token_texts(self.tokenizer, self.vocabulary))
         return Constraint(self._constraints, self._eos, forms, hook)
 
     def _generation(self, job: Job, drawn: list[Drawn], watch: StopWatch) -> Generation:

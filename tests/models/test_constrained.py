@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.lm.constrained import Constraint, TokenTrie, automaton_of, token_texts
+from models.lm.constrained import Constraint, TokenTrie, Vocabulary, automaton_of, token_texts
 from models.lm.sampling import Drawn, Row, Step
 from models.protocols import GenerationRequest, Message, NumberList, OneOf, Sampling
 from schemas.errors import ModelError
@@ -134,16 +134,27 @@ def test_a_random_model_writes_the_form_and_stops(tmp_path):
     assert [g.candidates for g in together] == [g.candidates for g in alone]
 
 
+@pytest.mark.models
+def test_the_embedded_model_writes_whole_orders():
+    from models.registry import load
+
+    model = load("lm", "smollm2")
+    ask = (Message("user", "Rank the passages. [1] bread [2] rivers [3] bicycles. Query: dough"),)
+    request = GenerationRequest(ask, 0, form=NumberList(3, " > ", 3))
+    (generation,) = model.generate([request], Sampling((0.0,), 1, 1.0, 0, 1.0, 32))
+    assert reads(request.form, generation.candidates[0].text)
+
+
 def test_other_rows_and_an_earlier_hook_are_left_alone():
     tokenizer = make_tokenizer()
-    trie = TokenTrie(token_texts(tokenizer, len(tokenizer)))
+    vocabulary = Vocabulary(token_texts(tokenizer, len(tokenizer)))
     no = tokenizer.encode("N")[0]
 
     def ban(scores, sides, step):
         scores[:, no] = -torch.inf
         return scores
 
-    hook = Constraint(trie, frozenset({tokenizer.eos_token_id}), {1: OneOf(("Yes", "No"))}, ban)
+    hook = Constraint(vocabulary, frozenset({tokenizer.eos_token_id}), {1: OneOf(("Yes", "No"))}, ban)
     rows = (Row(0, 0.0, 0, 1), Row(1, 0.0, 0, 2))
     scores = hook(torch.zeros(2, len(tokenizer)), (), Step(rows, (0, 0), (Drawn(), Drawn())))
     assert int(torch.isfinite(scores[0]).sum()) == len(tokenizer) - 1
@@ -151,6 +162,6 @@ def test_other_rows_and_an_earlier_hook_are_left_alone():
 
 
 def test_a_vocabulary_that_cannot_write_the_form_is_an_error():
-    hook = Constraint(TokenTrie({0: "a"}), frozenset({1}), {0: OneOf(("Yes",))})
+    hook = Constraint(Vocabulary({0: "a"}), frozenset({1}), {0: OneOf(("Yes",))})
     with pytest.raises(ModelError, match="vocabulary"):
         hook(torch.zeros(1, 2), (), Step((Row(0, 0.0, 0, 1),), (0,), (Drawn(),)))

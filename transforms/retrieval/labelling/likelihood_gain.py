@@ -6,6 +6,7 @@ smooth where the answer's quality is 0 or 1, and it says something of documents 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -75,7 +76,7 @@ class LikelihoodGain:
                 [CLOSED, *((i,) for i in range(len(passages.texts)))] if query.answers else []
             )
             plan += [(number, c, a) for c in contexts for a in self._answers(query)]
-        requests: list[GenerationRequest] = [reader.request(queries[n], shown[n], c) for n, c, _ in plan]
+        requests = [self._request(reader, queries[n], shown[n], c) for n, c, _ in plan]
         # After `Answer:`, and a space as any word has before it.
         scores = reader.judge.score(requests, [f" {a}" for _, _, a in plan]) if plan else []
         found: list[dict[Context, list[Scores]]] = [{} for _ in queries]
@@ -104,6 +105,15 @@ class LikelihoodGain:
 
     def _reader(self, judge: Judge) -> Reader:
         return Reader(judge.reader, judge.prompt("context"), judge.prompt("closed"), self.answer_tokens)
+
+    def _request(
+        self, reader: Reader, query: PooledQuery, passages: Passages, context: Context
+    ) -> GenerationRequest:
+        """The question; where several answers follow it, it is read once for all of them."""
+        request = reader.request(query, passages, context)
+        if len(self._answers(query)) == 1:
+            return request
+        return dataclasses.replace(request, shared=len(request.messages[-1].content))
 
     def _answers(self, query: PooledQuery) -> list[str]:
         return [" ".join(a.split()) for a in query.answers if a.strip()][: self.answers_used]
