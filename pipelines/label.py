@@ -41,8 +41,8 @@ from transforms.shards.plan import load_plan
 from transforms.shards.receipts import read_receipts, remove_receipts
 
 QUESTIONS, RUN, CACHE, TEXTS = "_tamis/questions", "_tamis/run", "_tamis/cache", "_tamis/texts"
-# The adapter trained as a judge of relevance, on the embedded model and this prompt.
-JUDGE_ADAPTER, JUDGE_MODEL, JUDGE_PROMPT = "judge", "smollm2", "relevance-yes-no-v1"
+# The adapter trained as a judge of relevance, on the embedded model and this prompt (benchmarks/judge_adapter.py).
+JUDGE_ADAPTER, JUDGE_MODEL, JUDGE_PROMPT = "judge", "smollm2", "likelihood-query-v1"
 # A unit is what one commit holds; a query with thirty candidates takes seconds on a core.
 _UNIT_QUERIES = 8
 # Queries that a dry run counts tokens of, and pairs it times.
@@ -175,7 +175,8 @@ def _adapter(config: LabelConfig, method: Method) -> str | None:
     fits = (
         config.model == JUDGE_MODEL
         and not config.prompts
-        and JUDGE_PROMPT in method.prompts.values()
+        and method.prompts.get("judge") == JUDGE_PROMPT
+        and getattr(method, "of", "query") == "query"
         and "adapter" not in config.model_options
     )
     return JUDGE_ADAPTER if fits and (ADAPTERS / JUDGE_ADAPTER).is_dir() else None

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 DEAD_SCHEMA = pa.schema(
     [pa.field("query_id", pa.string()), pa.field("stage", pa.string()), pa.field("error", pa.string())]
 )
-# Methods whose value is a log-odds, which slope and bias make a probability of.
-CALIBRATES = ("yes_no",)
+# Methods whose value slope and bias make a probability of.
+CALIBRATES = ("yes_no", "likelihood")
 
 
 @dataclass
@@ -168,7 +168,7 @@ def _fit(config: LabelConfig, parts: Parts, task: Task, out: TableFolder) -> Pla
 
     if parts.method.name not in CALIBRATES:
         raise TamisError(
-            f"--calibrate-on: method {parts.method.name} gives no log-odds; use {', '.join(CALIBRATES)}"
+            f"--calibrate-on: method {parts.method.name} gives no value to calibrate; use {', '.join(CALIBRATES)}"
         )
     assert config.calibrate_on is not None
     labels = frame(

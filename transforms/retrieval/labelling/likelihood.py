@@ -2,13 +2,14 @@
 
 Of the query: the query-likelihood model with a language model for the passage (Ponte and Croft 1998; Sachan et al. 2022,
 *Improving Passage Retrieval with Zero-Shot Question Generation*). Of a pseudo-answer, which the judge wrote from the top
-of the pool: which passage makes it likely. Both give an order, not a threshold: the values of two queries cannot be
-compared, and there is no yes or no.
+of the pool: which passage makes it likely. Both give an order, not a threshold: some queries are likelier than others
+whatever the passage. Measured against a passage that says nothing, the values of different queries can be compared, and
+labels of people make a yes or no of them (`--calibrate-on`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +18,7 @@ from schemas.errors import TamisError
 from schemas.fingerprint import fingerprint
 from transforms.retrieval.labelling.judge import UNASKED, Reply, Scores
 from transforms.retrieval.labelling.method import Estimate, QueryLabels
-from transforms.retrieval.labelling.pointwise import collect
+from transforms.retrieval.labelling.pointwise import CALIBRATIONS, among, collect
 from transforms.retrieval.labelling.queries import PooledQuery
 from transforms.retrieval.labelling.question import Asker, Question, asked
 
@@ -32,12 +33,17 @@ class Likelihood:
     """Mean log-probability (nats a token) of the query given the passage, or of a pseudo-answer given query and passage.
 
     Attributes:
+        calibrate: `null` subtracts what the same text gets after a passage that says nothing ("N/A"): what the passage
+            adds, in nats a token; `none`.
+        threshold: Probability above which a passage is positive, where labels of people say what is probable.
         of: `query`, or `answer`: of a pseudo-answer that the judge writes from the first `passages` of the pool.
         passages: How many passages the pseudo-answer is written from.
         answer_tokens: Longest pseudo-answer.
     """
 
     of: str = "query"
+    calibrate: str = "none"
+    threshold: float = 0.5
     passages: int = 5
     answer_tokens: int = 64
 
@@ -59,8 +65,10 @@ class Likelihood:
     needs_target: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.of not in OF:
-            raise TamisError(f"of '{self.of}' is not one of {', '.join(OF)}")
+        among("of", self.of, OF)
+        among("calibrate", self.calibrate, CALIBRATIONS)
+        if not 0 < self.threshold < 1:
+            raise TamisError(f"threshold must lie between 0 and 1, not {self.threshold}")
         if self.passages < 1 or self.answer_tokens < 1:
             raise TamisError("passages and answer_tokens must be 1 or more")
 
@@ -72,18 +80,30 @@ class Likelihood:
         else:
             pseudo = [Reply("ok", q.text) for q in queries]
             texts = [q.text.strip() for q in queries]
-        questions = [self._questions(q, t, judge) for q, t in zip(queries, texts, strict=True)]
+        askers = [self._asker(q, t, judge) for q, t in zip(queries, texts, strict=True)]
+        questions = [[asker.ask(d) for d in q.documents] for asker, q in zip(askers, queries, strict=True)]
         pairs = [(r, t) for own, t in zip(questions, texts, strict=True) if t for r in asked(own)]
-        scores = iter(judge.score([r for r, _ in pairs], [t for _, t in pairs]))
+        nulls = {
+            i: (asker.null(), text)
+            for i, (asker, own, text) in enumerate(zip(askers, questions, texts, strict=True))
+            if self.calibrate == "null" and text and asked(own)
+        }
+        # Null passages first: where the budget ends, what was asked can be calibrated.
+        pairs = [*nulls.values(), *pairs]
+        scores = judge.score([r for r, _ in pairs], [t for _, t in pairs])
+        null = dict(zip(nulls, scores, strict=False))
+        found = iter(scores[len(nulls) :])
         return [
-            self._of_query(own, text, reply, scores, judge)
-            for own, text, reply in zip(questions, texts, pseudo, strict=True)
+            self._of_query(own, text, reply, found, null.get(i), judge)
+            for i, (own, text, reply) in enumerate(zip(questions, texts, pseudo, strict=True))
         ]
 
     def estimate(self, query: PooledQuery, judge: Judge) -> Estimate:
         """See `Method.estimate`."""
         text = query.text if self.of == "query" else "a" + " a" * (self.answer_tokens - 1)
-        requests = asked(self._questions(query, text, judge))
+        asker = self._asker(query, text, judge)
+        requests = asked([asker.ask(d) for d in query.documents])
+        requests += [asker.null()] if self.calibrate == "null" and requests else []
         own = self.answer_tokens if self.of == "answer" else judge.count_tokens(query.text)
         total = Estimate(len(requests), sum(map(judge.prompt_tokens, requests)), own * len(requests))
         if self.of == "answer" and requests:
@@ -91,7 +111,13 @@ class Likelihood:
         return total
 
     def _of_query(
-        self, questions: Sequence[Question], text: str, reply: Reply, scores: Any, judge: Judge
+        self,
+        questions: Sequence[Question],
+        text: str,
+        reply: Reply,
+        scores: Iterator[Scores],
+        null: Scores | None,
+        judge: Judge,
     ) -> QueryLabels:
         if not text:  # no pseudo-answer: nothing could be scored
             if reply.status == UNASKED:
@@ -114,8 +140,10 @@ class Likelihood:
                 "pseudo_answer_id": answer_id,
                 "signal": f"{self.of}_likelihood",
             }
-            if scored.ok and scored.values:
-                columns["value"] = sum(scored.values) / len(scored.values)
+            if null is not None and not null.ok:  # without it the value would mean something else
+                columns |= {"parse_status": "error", "error": f"null passage: {null.error or null.status}"}
+            elif scored.ok and scored.values:
+                columns["value"] = _mean(scored) - (_mean(null) if null is not None else 0.0)
             elif scored.ok:
                 columns |= {"parse_status": "empty", "error": "the text to be scored has no token"}
             return question.row(**columns)
@@ -124,13 +152,11 @@ class Likelihood:
         facts = {"pseudo_answer": text, "pseudo_answer_id": answer_id} if answer_id else {}
         return QueryLabels(found.rows, facts=facts, unasked=found.unasked)
 
-    def _questions(self, query: PooledQuery, text: str, judge: Judge) -> list[Question]:
+    def _asker(self, query: PooledQuery, text: str, judge: Judge) -> Asker:
         room = judge.count_tokens(text) + 1
         if self.of == "query":
-            asker = Asker(judge, judge.prompt("judge"), room=room)
-        else:
-            asker = Asker(judge, judge.prompt("answer"), room=room, query=query.text)
-        return [asker.ask(d) for d in query.documents]
+            return Asker(judge, judge.prompt("judge"), room=room)
+        return Asker(judge, judge.prompt("answer"), room=room, query=query.text)
 
     def _pseudo_answers(self, queries: Sequence[PooledQuery], judge: Judge) -> list[Reply]:
         sampling = Sampling((0.0,), 1, 1.0, 0, 1.0, self.answer_tokens)
@@ -148,3 +174,7 @@ class Likelihood:
             each = min(each, judge.passage_tokens)
         messages, prefill, stop = prompt.render_list([judge.fit(p, each)[0] for p in shown], query=query.text)
         return GenerationRequest(messages, 0, prefill, stop)
+
+
+def _mean(scores: Scores) -> float:
+    return sum(scores.values) / len(scores.values)

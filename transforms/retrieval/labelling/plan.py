@@ -16,6 +16,7 @@ from transforms.retrieval.labelling.step import QUERY_COLUMNS
 from transforms.retrieval.unify import LabelFilter, PositiveRule
 
 ANSWER_KEYS = ("answers", "answer", "gold_answers", "gold", "short_answers")
+HUMAN = "human"  # source of candidates that people put up
 _SCHEMA = pa.schema([pa.field(name, pa.string()) for name in QUERY_COLUMNS])
 
 
@@ -51,14 +52,14 @@ def plan_queries(
 ) -> Planned:
     """Plan.
 
-    A candidate stands at its best rank over the sources (ties: by source, then id); what has no rank anywhere (human
-    positives that no retriever found) comes last and is kept whatever the depth, for a pool without them hurts.
+    A candidate stands at its best rank over the sources (ties: by source, then id); what has no rank anywhere comes last.
+    What people put up, and what has no rank, is kept whatever the depth: training on a pool without them hurts.
 
     Args:
         pool: Of `schemas.pools.POOL_SCHEMA`.
         queries: Of `schemas.judgments.QUERY_SCHEMA`.
         human: Judgments of people (any others are passed over).
-        depth: Candidates a query, besides those without a rank; None = all.
+        depth: Candidates a query, besides those that stay in any case; None = all.
         limit: So many queries, chosen by the hashes of their ids; None = all.
         splits: Only queries people judged in one of these; empty = all.
 
@@ -68,16 +69,23 @@ def plan_queries(
     if not pool.height:
         raise InputError("the pool holds no candidates (columns query_id, doc_id, source, rank, score)")
     labels = _human(human)
+    vouched = (
+        pool.filter(pl.col("source") == HUMAN)
+        .select("query_id", "doc_id", pl.lit(True).alias("vouched"))
+        .unique()
+    )
     best = (
         pool.sort("query_id", "doc_id", pl.col("rank").is_null(), "rank", "source")
         .group_by("query_id", "doc_id", maintain_order=True)
         .first()
         .select("query_id", "doc_id", "source", "rank")
         .join(labels, on=("query_id", "doc_id"), how="left")
+        .join(vouched, on=("query_id", "doc_id"), how="left")
         .sort("query_id", pl.col("rank").is_null(), "rank", "source", "doc_id")
         .with_columns(pl.int_range(pl.len()).over("query_id").alias("place"))
     )
-    kept = best if depth is None else best.filter((pl.col("place") < depth) | pl.col("rank").is_null())
+    stays = pl.col("rank").is_null() | pl.col("vouched").fill_null(False)
+    kept = best if depth is None else best.filter((pl.col("place") < depth) | stays)
     named = queries.unique("query_id", keep="first", maintain_order=True)
     chosen = named.join(kept.select("query_id").unique(), on="query_id", how="semi", maintain_order="left")
     split_of = (

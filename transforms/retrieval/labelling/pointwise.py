@@ -63,8 +63,8 @@ class YesNo:
     needs_target: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _among("read", self.read, READS)
-        _among("calibrate", self.calibrate, CALIBRATIONS)
+        among("read", self.read, READS)
+        among("calibrate", self.calibrate, CALIBRATIONS)
         if not 0 < self.threshold < 1:
             raise TamisError(f"threshold must lie between 0 and 1, not {self.threshold}")
         if self.calibrate == "null" and self.read == "text":
@@ -111,7 +111,11 @@ class YesNo:
         if null is not None:
             if not null.ok:  # without it the value would mean something else than in the other rows
                 return question.row(
-                    **{**scored, "parse_status": "error", "error": f"null passage: {null.error}"}
+                    **{
+                        **scored,
+                        "parse_status": "error",
+                        "error": f"null passage: {null.error or null.status}",
+                    }
                 )
             odds -= null.values[0] - null.values[1]
         probability = logistic(odds)
@@ -162,7 +166,7 @@ class Graded:
     needs_target: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _among("read", self.read, READS)
+        among("read", self.read, READS)
 
     def label(self, queries: Sequence[PooledQuery], judge: Judge) -> list[QueryLabels]:
         """See `Method.label`."""
@@ -252,7 +256,8 @@ def _reads_logits(read: str, judge: Judge) -> bool:
     return judge.gives_logprobs
 
 
-def _among(name: str, value: str, allowed: Sequence[str]) -> None:
+def among(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a setting that is none of those allowed."""
     if value not in allowed:
         raise TamisError(f"{name} '{value}' is not one of {', '.join(allowed)}")
 

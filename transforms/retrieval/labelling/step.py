@@ -90,8 +90,12 @@ class LabelCandidates:
         queries = read_queries(batch, TextStore(Folder(self.texts, **dict(self.texts_options))))
         found: list[QueryLabels] = []
         method = self._method()
-        if queries:
-            found = method.label(queries, self._judge(context))
+        asked = [q for q in queries if q.text.strip()]
+        if asked:
+            labelled = iter(method.label(asked, self._judge(context)))
+            found = [next(labelled) if q.text.strip() else _blank(q) for q in queries]
+        else:
+            found = [_blank(q) for q in queries]
         rows = [
             _complete(labels, query, method, self.judge.info)
             for labels, query in zip(found, queries, strict=True)
@@ -163,6 +167,17 @@ def _document(planned: dict[str, Any], known: dict[str, tuple[str, str]]) -> Poo
         human_grade=planned.get("grade"),
         missing=planned["id"] not in known,
     )
+
+
+def _blank(query: PooledQuery) -> QueryLabels:
+    """What is said of a query without text: nobody can judge for it."""
+    why = {
+        "parse_status": "empty",
+        "error": "the query has no text",
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+    }
+    return QueryLabels(tuple({"doc_id": d.doc_id, **why} for d in query.documents))
 
 
 def _complete(
