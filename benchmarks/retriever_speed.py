@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -138,16 +137,22 @@ def _minilm() -> str:
 
 
 def peak(side: str, queries: int) -> None:
-    """Print the most memory this process ever held, in MB, after two steps of one side."""
+    """Print the most memory this process holds in two steps of one side, and what it held before them, in MB."""
     import torch
 
     torch.set_num_threads(1)
     step = {"ours": our_step, "theirs": their_step}[side](queries)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: count the peak from here on
     for _ in range(2):
         step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"loaded_mb": before / 1024, "peak_mb": after / 1024}))
+    after = _resident("VmHWM")
+    print(json.dumps({"loaded_mb": round(before, 1), "steps_mb": round(after - before, 1)}))
+
+
+def _resident(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def loss_memory() -> list[dict[str, Any]]:
@@ -195,6 +200,11 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    memory = {}
+    for name in ("ours", "theirs"):
+        command = [sys.executable, __file__, "--peak", name, "--queries", str(arguments.queries)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        memory[name] = json.loads(done.stdout.splitlines()[-1])
     sides = {"ours": our_step(arguments.queries), "theirs": their_step(arguments.queries)}
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(arguments.steps + 1):
@@ -204,12 +214,6 @@ def main() -> None:
             if number:  # the first warms up
                 spent[name].append(time.process_time() - began)
     medians = {name: statistics.median(values) for name, values in spent.items()}
-    memory = {}
-    for name in sides:
-        command = [sys.executable, __file__, "--peak", name, "--queries", str(arguments.queries)]
-        memory[name] = json.loads(
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-        )
     record = {
         "device": common.device(),
         "encoder": "minilm",

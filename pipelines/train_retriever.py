@@ -85,7 +85,10 @@ def run(config: TrainRetrieverConfig) -> TrainResult:
             "groups": fingerprints,
             "mask": _mask_fingerprints(listing, mask_files(listing)),
             "draw": (listing.manifest or {}).get("draw", {}),
-            "texts": [config.corpus, config.queries],
+            "texts": [
+                [shard_fingerprint(x, one.options) for x in one.shards]
+                for one in (list_shards(url) for url in (config.corpus, config.queries) if url is not None)
+            ],
             "vectors": None if vectors is None else [v["run_id"] for v in vectors.origin.values()],
             "base": base.revision,
         }

@@ -119,6 +119,11 @@ class RetrieverSession:
         policy = settings.draw((self.listing.manifest or {}).get("draw", {}))
         groups = read_groups(self.listing)
         check_stages(settings, groups)
+        if not groups.negatives.lengths.any() and (not settings.in_batch or settings.queries_per_pass == 1):
+            raise InputError(
+                "no group has a negative of its own: train against the batch's (--in-batch, --batch-size 2 or more), or make "
+                "groups with --pool or --random-negatives"
+            )
         if settings.loss in TEACHER_LOSSES and np.isnan(groups.positive_grades).any():
             raise InputError(
                 f"loss '{settings.loss}' learns from grades, and some positives have none; choose another --loss"

@@ -366,6 +366,53 @@ def test_groups_of_ids_take_their_texts_from_corpus_and_queries(groups, tiny, tm
     assert_equal_weights(tmp_path / "out", tmp_path / "whole")
 
 
+def test_two_processes_train_what_one_trains_on_both_their_batches(groups, tiny, tmp_path):
+    """As torchrun starts them: a batch each, against the documents of both."""
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    two = config(groups, tiny, tmp_path / "two", train="head", batch_size=5, epochs=2)
+    program = (
+        "import sys\n"
+        "from pipelines.train_retriever import TrainRetrieverConfig, run\n"
+        "run(TrainRetrieverConfig.model_validate_json(sys.argv[1]))\n"
+    )
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, two.model_dump_json()],
+            cwd=ROOT,
+            env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for r in range(2)
+    ]
+    for process in running:
+        _, said = process.communicate(timeout=280)
+        assert process.returncode == 0, said.decode()[-2000:]
+    run(config(groups, tiny, tmp_path / "one", train="head", batch_size=10, epochs=2))
+    a, b = weights(tmp_path / "two"), weights(tmp_path / "one")
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=name)
+    record = json.loads((tmp_path / "two" / "train.json").read_text())
+    assert record["run"]["queries_per_step"] == 10 and record["run"]["steps"] == 8
+
+
+def test_groups_without_negatives_train_on_the_batch_and_on_nothing_else(tiny, tmp_path):
+    folder = write_groups(tmp_path / "bare")
+    path = folder / "data" / "0-human" / "part-00000.parquet"
+    rows = [{**row, "negatives": []} for row in pq.read_table(path).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=GROUP_SCHEMA), path)
+    result = run(config(str(folder), tiny, tmp_path / "out", max_steps=2))
+    last = result.record["results"]["stages"][0]
+    assert last["train_loss"] > 0 and last["last"]["excluded"] == 0
+    with pytest.raises(InputError, match="no group has a negative"):
+        run(config(str(folder), tiny, tmp_path / "no", in_batch=False))
+
+
 def test_prefixes_are_trained_with_and_saved(groups, tiny, tmp_path):
     from sentence_transformers import SentenceTransformer
 
