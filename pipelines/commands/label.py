@@ -37,7 +37,7 @@ def label(
     method: Annotated[
         str,
         typer.Option(
-            help="Pointwise: yes_no, graded, graded_verbal, likelihood. Listwise: relsel, utilsel, utilrank, item. By gain, for one "
+            help="Pointwise: yes_no, graded, graded_verbal, likelihood. Listwise: relsel, utilsel, utilsel_specific, utilrank, item. By gain, for one "
             "reader: answer_gain, likelihood_gain, leave_one_out, marginal, erag.",
             rich_help_panel=_METHOD,
         ),

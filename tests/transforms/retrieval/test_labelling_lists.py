@@ -14,7 +14,7 @@ from schemas.judgments import READABLE
 from tests.transforms.retrieval.fake_judge import FakeModel, by_doc, judge_of, pooled, shown, whole_table
 from transforms.retrieval.labelling.item import Item
 from transforms.retrieval.labelling.lists import windows
-from transforms.retrieval.labelling.listwise import RelSel, UtilRank, UtilSel
+from transforms.retrieval.labelling.listwise import RelSel, UtilRank, UtilSel, UtilSelSpecific
 from transforms.retrieval.labelling.method import load_method
 from transforms.retrieval.labelling.queries import PoolDocument, PooledQuery
 
@@ -241,6 +241,17 @@ class TestUtility:
         assert by_doc(labels, "parse_status") == {"d0": "error", "d1": "ok"}
         assert by_doc(labels, "binary") == {"d0": None, "d1": False}
 
+    def test_what_a_reader_says_it_needs_is_for_that_reader(self):
+        method = UtilSelSpecific(candidates="pool", reference="none")
+        target = judge_of(method, FakeModel(selects(1), name="target"))
+        judge = judge_of(method, lambda request: 1 / 0, reader=target)
+        table = whole_table(method, judge, pooled(2), method.label([pooled(2)], judge)[0])
+        assert set(table["target_model"].to_pylist()) == set(table["annotator"].to_pylist()) == {"target@1"}
+        assert table["binary"].to_pylist() == [False, True] and set(table["signal"].to_pylist()) == {
+            "utilsel_specific"
+        }
+        assert "both tests" in target.model.asked[0].messages[-1].content
+
     def test_an_order_makes_the_top_tenth_positive(self):
         order = list(range(20))[::-1]
         method = UtilRank(reference="none", candidates="pool")
@@ -323,7 +334,7 @@ class TestItem:
         assert not set(by_doc(labels, "parse_status").values()) & set(READABLE)
 
 
-@pytest.mark.parametrize("name", ["relsel", "utilsel", "utilrank", "item"])
+@pytest.mark.parametrize("name", ["relsel", "utilsel", "utilsel_specific", "utilrank", "item"])
 def test_methods_are_found_and_say_what_they_will_take(name):
     method = load_method(name, {"permutations": 2})
     judge = judge_of(method, selects(0))

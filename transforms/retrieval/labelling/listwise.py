@@ -8,6 +8,7 @@ negative. As in Zhang et al., "Utility-Focused LLM Annotation for Retrieval and 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -78,7 +79,8 @@ class Listwise:
 
     def label(self, queries: Sequence[PooledQuery], judge: Judge) -> list[QueryLabels]:
         """See `transforms.retrieval.labelling.method.Method`."""
-        return hold([self._talk(query, judge) for query in queries], judge)
+        judge = judge.reader if self.needs_target else judge
+        return [self._own(labels, judge) for labels in hold([self._talk(q, judge) for q in queries], judge)]
 
     def estimate(self, query: PooledQuery, judge: Judge) -> Estimate:
         """See `transforms.retrieval.labelling.method.Method`: every stage asked about the whole pool."""
@@ -94,6 +96,13 @@ class Listwise:
             stages * self.permutations * prompt,
             stages * self.permutations * min(ask.sampling(n).max_new_tokens, 6 * n),
         )
+
+    def _own(self, labels: QueryLabels, judge: Judge) -> QueryLabels:
+        """The labels; those for one reader say for which."""
+        if not self.needs_target:
+            return labels
+        own = {"target_model": judge.info.tag, "annotator": judge.info.tag}
+        return dataclasses.replace(labels, rows=tuple({**row, **own} for row in labels.rows))
 
     def _stages(self) -> int:
         return 1
@@ -246,6 +255,18 @@ class UtilSel(_Useful):
         "select": ("query", "answer", "count", "passages"),
         **_ROLES,
     }
+
+
+@dataclass(frozen=True)
+class UtilSelSpecific(UtilSel):
+    """Which documents the reader itself says it needs: useful for the answer, and new to it.
+
+    The cheap stand-in for gains where there is no gold answer; what readers say they need and what helps them differ.
+    """
+
+    name: ClassVar[str] = "utilsel_specific"
+    needs_target: ClassVar[bool] = True
+    prompts: ClassVar[Mapping[str, str]] = {**UtilSel.prompts, "select": "utilsel-specific-v1"}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ METHODS: Mapping[str, str] = {
     "likelihood": "transforms.retrieval.labelling.likelihood:Likelihood",
     "relsel": "transforms.retrieval.labelling.listwise:RelSel",
     "utilsel": "transforms.retrieval.labelling.listwise:UtilSel",
+    "utilsel_specific": "transforms.retrieval.labelling.listwise:UtilSelSpecific",
     "utilrank": "transforms.retrieval.labelling.listwise:UtilRank",
     "item": "transforms.retrieval.labelling.item:Item",
     "answer_gain": "transforms.retrieval.labelling.gains:AnswerGain",
