@@ -63,6 +63,7 @@ class SetAgreement:
         confusion: Rows (A), columns (B), counts.
         runs: Rankings under both labels.
         order: Whether the order of the rankings holds.
+        by_set: Sets of positives query by query (`agreement.set_figures`).
     """
 
     name: str
@@ -78,6 +79,7 @@ class SetAgreement:
     confusion: tuple[list[str], list[str], list[list[int]]]
     runs: dict[str, rankings.RunFigures] = field(default_factory=dict)
     order: Interval | None = None
+    by_set: dict[str, Interval | None] = field(default_factory=dict)
 
     @property
     def unreadable_share(self) -> float:
@@ -214,6 +216,7 @@ def _compare(
         agreement.confusion(pairs),
         scored,
         rankings.order_kept(scored, how),
+        agreement.set_figures(counts, how),
     )
 
 
@@ -296,6 +299,7 @@ def _set_record(s: SetAgreement) -> dict[str, Any]:
         "not_judged_by_b": s.filled,
         "positives_of_b_asked_about": s.covered,
         "figures": agreement.as_json(s.figures),
+        "sets": agreement.as_json(s.by_set),
         "positives_per_query": {"a": s.positives[0].as_dict(), "b": s.positives[1].as_dict()},
         "cut_offs": [
             {"grade": g, **agreement.as_json(f), "positives_per_query": p.as_dict()} for g, f, p in s.cuts

@@ -120,8 +120,26 @@ def _one(s: SetAgreement, against: str) -> Section:
             "figures."
         )
         blocks.append(Grid(head, cut_rows, title="Cut-offs", note=note))
+    if any(x is not None for x in s.by_set.values()):
+        blocks.append(_sets(s, against))
     anchor = "set-" + "".join(c if c.isalnum() else "-" for c in s.name)
     return Section(anchor, s.name, "", blocks)
+
+
+def _sets(s: SetAgreement, against: str) -> Grid:
+    own = s.by_set
+    body = [
+        ["some", *(_cell(own.get(k)) for k in ("precision", "recall", "f1")), "", _cell(own.get("selected"))],
+        ["none", "", "", "", _cell(own.get("empty_accuracy")), _cell(own.get("empty_selected"))],
+    ]
+    head = (f"positives of {against}", "precision", "recall", "F1", "none found either", "positives found")
+    note = "Means over queries. Where nothing is positive, precision and recall are not defined: there the right set is the empty one."
+    return Grid(
+        head,
+        [r for r, k in zip(body, ("f1", "empty_accuracy"), strict=True) if own.get(k)],
+        title="Sets",
+        note=note,
+    )
 
 
 def _runs(result: AgreeResult, measure: str) -> Section:

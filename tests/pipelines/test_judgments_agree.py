@@ -17,7 +17,14 @@ from pipelines import judgments_agree
 from pipelines.judgments_agree import AgreeConfig
 from schemas.errors import InputError
 from tests.conftest import ROOT
-from transforms.retrieval.agreement import How, binary_figures, by_query, graded_figures, order_figures
+from transforms.retrieval.agreement import (
+    How,
+    binary_figures,
+    by_query,
+    graded_figures,
+    order_figures,
+    set_figures,
+)
 
 SAMPLE = ROOT / "examples" / "retrieval"
 QUICK = How(draws=200)
@@ -203,3 +210,28 @@ def test_several_people_are_not_merged_unasked(tmp_path):
     with pytest.raises(InputError, match="2 annotators"):
         agree(tmp_path / "out", SAMPLE / "llm.jsonl", b)
     assert agree(tmp_path / "max", SAMPLE / "llm.jsonl", b, unify_b="max").sets[0].pairs == 5
+
+
+def test_sets_where_nothing_is_needed_are_counted_by_themselves(tmp_path):
+    # Of B, q1 has two positives and q2 none; A finds one and one too many in q1, and in q2 what it should have left alone.
+    counts = pl.DataFrame(
+        {"query_id": ["q1", "q2", "q3"], "tp": [1, 0, 0], "fp": [1, 2, 0], "fn": [1, 0, 0], "tn": [0, 1, 3]}
+    )
+    figures = {k: v.mean for k, v in set_figures(counts, QUICK).items()}
+    assert figures == {
+        "precision": 0.5, "recall": 0.5, "f1": 0.5, "selected": 2, "empty_accuracy": 0.5, "empty_selected": 1,
+    }  # fmt: skip
+    assert set_figures(counts.head(1), QUICK)["empty_accuracy"] is None
+    nothing = set_figures(
+        pl.DataFrame({"query_id": ["q"], "tp": [0], "fp": [0], "fn": [2], "tn": [0]}), QUICK
+    )
+    assert nothing["precision"].mean == nothing["f1"].mean == 0  # of a set without a member, nothing is right
+    rows = [
+        {"query_id": q, "doc_id": d, "binary": yes}
+        for q, d, yes in (("q1", "a", True), ("q1", "b", False), ("q2", "a", False), ("q2", "b", False))
+    ]
+    write(tmp_path / "b.jsonl", rows)
+    write(tmp_path / "a.jsonl", [r | {"binary": True} for r in rows])
+    result = agree(tmp_path / "out", tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert result.sets[0].by_set["empty_accuracy"].mean == 0
+    assert "none found either" in (tmp_path / "out" / "report.html").read_text()

@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.metrics.bootstrap import DRAWS, LEVEL, Interval, mean_interval, resampled_sums
+from models.metrics.bootstrap import (
+    DRAWS,
+    LEVEL,
+    Interval,
+    mean_interval,
+    resampled_sums,
+    share_interval,
+)
 
 Array = npt.NDArray[np.float64]
 UNJUDGED = ("auto", "skip", "negative")
@@ -115,6 +122,42 @@ def _kappa(sums: Array) -> Array:
         observed = (tp + tn) / n
         chance = ((tp + fp) * (tp + fn) + (fn + tn) * (fp + tn)) / (n * n)
         return np.asarray((observed - chance) / (1 - chance), dtype=np.float64)
+
+
+def set_figures(counts: pl.DataFrame, how: How) -> dict[str, Interval | None]:
+    """A's set of positives against B's, query by query; queries where B's set is empty by themselves.
+
+    Where nothing is needed (a reader knows the answer), precision and recall are not defined and a judge that selects
+    something is wrong: averaged in with the rest that would not be seen.
+
+    Args:
+        counts: From `by_query`.
+        how: Of the intervals, by query.
+
+    Returns:
+        `precision`, `recall`, `f1` (means over queries with a positive of B; without any of A they are 0) and `selected`
+        (positives of A there); `empty_accuracy` (share of queries without a positive of B for which A has none either) and
+        `empty_selected`. None where there is no such query.
+    """
+    full = counts.filter(pl.col("tp") + pl.col("fn") > 0)
+    tp, fp, fn = (full[name].to_numpy().astype(np.float64) for name in ("tp", "fp", "fn"))
+    chosen = tp + fp
+    empty = counts.filter(pl.col("tp") + pl.col("fn") == 0)["fp"].to_numpy().astype(np.float64)
+    precision = np.divide(tp, chosen, out=np.zeros_like(tp), where=chosen > 0)
+    values = {
+        "precision": precision,
+        "recall": tp / (tp + fn),
+        "f1": 2 * tp / (2 * tp + fp + fn),
+        "selected": chosen,
+        "empty_accuracy": (empty == 0).astype(np.float64),
+        "empty_selected": empty,
+    }
+    shares = ("precision", "recall", "f1", "empty_accuracy")
+    interval: dict[bool, Callable[..., Interval]] = {True: share_interval, False: mean_interval}
+    return {
+        name: interval[name in shares](x, seed=how.seed, draws=how.draws, level=how.level) if len(x) else None
+        for name, x in values.items()
+    }
 
 
 def graded_figures(pairs: pl.DataFrame, how: How) -> dict[str, Interval | None]:
