@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, default=None)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tune", action="store_true", help="Print dev figures of a few settings, and stop.")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--epochs", type=float, nargs="+", default=[10.0])
@@ -182,36 +183,35 @@ def main() -> None:
     }
     seeds = list(range(arguments.seeds))
     name = "-".join(f"{v:g}" for v in chosen.values())
-    cells = {}
-    for seed, noise, variant in itertools.product(seeds, NOISE, VARIANTS):
-        path = arguments.work / "cells" / name / f"{variant.replace(' ', '-')}-{noise:g}-{seed}.json"
-        if not path.exists():
-            common.write_json(path, data.cell("test", noise, seed, **VARIANTS[variant], **chosen))
-            made = json.loads(path.read_text())
-            score = np.mean(made["figures"]["nDCG@10"])
-            print(
-                f"{variant} noise {noise:g} seed {seed}: {score:.4f} in {made['cpu_seconds']} s", flush=True
-            )
-        cells[variant, noise, seed] = json.loads(path.read_text())
     split = data.splits["test"]
     plain = {
         "untrained": data.judge("test"),
         "BM25": common.bm25_figures(arguments.folder, arguments.source, split),
     }
-    common.write_json(
-        RESULTS,
-        {
-            "collection": arguments.folder.name,
-            "source": arguments.source,
-            "model": arguments.model,
-            "device": common.device(),
-            "test_queries": len(split.ids),
-            "groups": len(data.groups.query_ids),
-            "settings": {**BASE, **chosen},
-            "baselines": {k: {m: float(np.mean(v)) for m, v in f.items()} for k, f in plain.items()},
-            "cells": summarise(cells, seeds),
-        },
-    )
+    record: dict[str, Any] = {
+        "collection": arguments.folder.name,
+        "source": arguments.source,
+        "model": arguments.model,
+        "device": common.device(),
+        "test_queries": len(split.ids),
+        "groups": len(data.groups.query_ids),
+        "settings": {**BASE, **chosen},
+        "baselines": {k: {m: float(np.mean(v)) for m, v in f.items()} for k, f in plain.items()},
+    }
+    cells = {}
+    for seed in seeds:
+        for noise, variant in itertools.product(NOISE, VARIANTS):
+            path = arguments.work / "cells" / name / f"{variant.replace(' ', '-')}-{noise:g}-{seed}.json"
+            if not path.exists():
+                made = data.cell("test", noise, seed, **VARIANTS[variant], **chosen)
+                common.write_json(path, made)
+                score = np.mean(made["figures"]["nDCG@10"])
+                print(
+                    f"{variant} noise {noise:g} seed {seed}: {score:.4f} in {made['cpu_seconds']} s",
+                    flush=True,
+                )
+            cells[variant, noise, seed] = json.loads(path.read_text())
+        common.write_json(arguments.results, {**record, "cells": summarise(cells, seeds)})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ no other file. (H. Wang et al., "Training Dense Retrievers with Multiple Positiv
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,11 +158,17 @@ def draw_negatives(
     """
     if count < 1 or slots < 1:
         return ()
-    order = list(range(count))
-    if policy.shuffle_negatives:
-        random.Random(derive_seed(seed, row_id, "negatives")).shuffle(order)
+    order = _shuffled(seed, row_id, count) if policy.shuffle_negatives else range(count)
     start = epoch * slots
     return tuple(order[(start + i) % count] for i in range(slots))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _shuffled(seed: int, row_id: str, count: int) -> tuple[int, ...]:
+    """The row's own order of its negatives; kept, because every epoch asks for it again."""
+    order = list(range(count))
+    random.Random(derive_seed(seed, row_id, "negatives")).shuffle(order)
+    return tuple(order)
 
 
 def sample_group(

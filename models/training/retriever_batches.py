@@ -113,8 +113,6 @@ class GroupCollator:
         """
         import torch
 
-        from models.losses.targets import GroupIds, make_targets
-
         drawn = [self._draw(row) for row in rows]
         every = np.unique(np.concatenate([np.concatenate(d[:2]) for d in drawn]))
         numbers = np.fromiter((row.number for row in rows), np.int64, len(rows))
@@ -131,11 +129,14 @@ class GroupCollator:
         if self.teacher:
             fields["positive_teacher"] = _pad([d[2] for d in drawn])
             fields["negative_teacher"] = _pad([d[3] for d in drawn])
-        targets = make_targets(GroupIds(**fields), in_batch=self.in_batch)
-        usable = targets.positive.any(dim=1)
-        if not (self.distributed and self.in_batch):
-            usable = usable & targets.negative.any(dim=1)
-        return {**made, "groups": fields, "usable": usable.sum()}
+        usable = sum(self._usable(d, m, len(every)) for d, m in zip(drawn, masks, strict=True))
+        return {**made, "groups": fields, "usable": torch.tensor(usable)}
+
+    def _usable(self, drawn: tuple[IntArray, ...], masked: IntArray, documents: int) -> bool:
+        """Whether a query has a negative; `masked` are documents of the batch, once each (a positive is always drawn)."""
+        if self.in_batch:  # other processes bring more
+            return self.distributed or documents > len(np.union1d(masked, drawn[0]))
+        return bool((~np.isin(drawn[1], np.union1d(masked, drawn[0]))).any())
 
     def _draw(self, row: GroupRow) -> tuple[IntArray, ...]:
         """Documents of the drawn positives and negatives; and, for a teacher, their grades."""

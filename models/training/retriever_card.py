@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.training.card import _table as table
-
 
 def retriever_card(record: dict[str, Any]) -> str:
     """Render a run's record as a model card (Markdown with the hub's metadata header).
@@ -27,7 +25,7 @@ def retriever_card(record: dict[str, Any]) -> str:
     )
     parts += ["", "## Use", "", "```python", *_usage(record), "```", ""]
     parts += ["## Data", "", *_data(data), ""]
-    parts += ["## Training", "", *table(_training(record)), ""]
+    parts += ["## Training", "", *_table(_training(record)), ""]
     parts += ["```", record["command"], "```", "", f"Configuration hash: `{record['config_hash']}`.", ""]
     parts += ["## Figures of the training", "", *_figures(record["results"]), ""]
     parts.append(
@@ -121,6 +119,10 @@ def _training(record: dict[str, Any]) -> dict[str, str]:
     rows["seed"] = str(settings["seed"])
     rows["trainable parameters"] = f"{record['model']['trainable']:,} of {record['model']['parameters']:,}"
     return rows
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
 
 
 def _figures(results: dict[str, Any]) -> list[str]:

@@ -471,6 +471,24 @@ def test_the_mask_keeps_undrawn_positives_out_of_the_negatives(groups):
     assert not bare.negative[bare.positive].any()
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"in_batch": False}, {"mask": False}, {"in_batch": False, "mask": False}]
+)
+def test_usable_queries_are_those_the_loss_finds_usable(groups, options):
+    """The step's mean is over what the collator counts before the forward pass: the same as what the loss sums over."""
+    from models.losses.targets import GroupIds, make_targets
+    from models.training.groups import DrawPolicy
+
+    data = read_groups(list_shards(groups))
+    for policy in (DrawPolicy("all", 3, 4), DrawPolicy("first", 1, 2)):
+        collate = GroupCollator(data, policy, 0, lambda rows, documents: ({}, documents), **options)
+        for rows in ([GroupRow(0, 0)], [GroupRow(0, 0), GroupRow(12, 0)], [GroupRow(i, 1) for i in range(9)]):
+            made = collate(rows)
+            targets = make_targets(GroupIds(**made["groups"]), in_batch=options.get("in_batch", True))
+            found = targets.positive.any(dim=1) & targets.negative.any(dim=1)
+            assert int(made["usable"]) == int(found.sum()), (policy, rows)
+
+
 def test_text_features_come_longest_first_in_chunks(groups):
     from models.training.retriever_batches import TokenTable
 
