@@ -284,7 +284,8 @@ def _classifier(reference: str, name: str, options: dict[str, Any]) -> _Part:
     def info() -> ModelInfo:
         folder, commit = resolve(reference)
         head = read_head(folder, name, label)
-        return describe_folder("scorer", name, folder, commit, labels=list(head.labels))
+        chosen = {"label": label} if label is not None else {}
+        return describe_folder("scorer", name, folder, commit, labels=list(head.labels), **chosen)
 
     def build() -> SequenceScorer:
         folder, _ = resolve(reference)

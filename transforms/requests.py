@@ -29,7 +29,7 @@ from transforms.shards.cache import RequestCache
 FloatArray = npt.NDArray[np.float32]
 
 # What `ModelInfo.extra` may hold that changes an answer; device and thread count do not (but for the last bits).
-_DECIDING_EXTRAS = ("adapter", "dtype", "decoding", "quantization")
+_DECIDING_EXTRAS = ("adapter", "dtype", "decoding", "quantization", "label")
 
 
 @dataclass
@@ -200,9 +200,18 @@ def request_key(info: ModelInfo, request: GenerationRequest, sampling: Sampling)
 
 
 def identity(info: ModelInfo) -> str:
-    """What tells a model from every other in a cache key: its tag and the settings that change its answers."""
-    extras = [f"{name}={info.extra[name]}" for name in _DECIDING_EXTRAS if info.extra.get(name)]
-    return ";".join([info.tag, *extras])
+    """What tells a model from every other in a cache key: its tag and the settings that change its answers.
+
+    A model in a folder is known by its revision (its weights' hash, or a hub commit) and not by where the folder lies, so
+    that what was paid for is found again after the folder has moved. A server's model is known by its address and name.
+    """
+    name, extra = info.name, dict(info.extra)
+    if "/" in name and not name.startswith("openai:"):
+        name = info.kind
+        if extra.get("adapter"):
+            extra["adapter"] = extra.get("adapter_revision", extra["adapter"])
+    extras = [f"{key}={extra[key]}" for key in _DECIDING_EXTRAS if extra.get(key)]
+    return ";".join([f"{name}@{info.revision}", *extras])
 
 
 def _encode(generation: Generation) -> bytes:

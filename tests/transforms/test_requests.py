@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.protocols import Candidate, Generation, GenerationRequest, Message, ModelInfo, Sampling
-from transforms.requests import generate_cached, request_key, score_cached, similarity_cached
+from transforms.requests import generate_cached, identity, request_key, score_cached, similarity_cached
 from transforms.shards.cache import RequestCache
 
 sys.path.insert(0, str(Path(__file__).parent / "detox"))
@@ -122,6 +122,23 @@ def test_the_key_holds_what_the_answer_depends_on():
     assert len({base, *others}) == len(others) + 1
     same = ModelInfo("m", "lm", "r", source="elsewhere", extra={"device": "cuda", "threads": 4})
     assert request_key(same, request("a"), SAMPLING) == base
+
+
+def test_a_model_is_known_by_its_weights_wherever_its_folder_lies():
+    def info(name, revision="1", **extra):
+        return ModelInfo(name, "lm", revision, extra=extra)
+
+    moved = identity(info("hf:/a/model")), identity(info("hf:b/model"))
+    assert moved[0] == moved[1] != identity(info("hf:/a/model", revision="2"))
+    on_top = [
+        info(f"smollm2+{folder}", adapter=folder, adapter_revision=revision)
+        for folder, revision in (("/a/lora", "7"), ("/b/lora", "7"), ("/a/lora", "8"))
+    ]
+    assert identity(on_top[0]) == identity(on_top[1]) != identity(on_top[2])
+    servers = info("openai:http://one/v1#m"), info("openai:http://two/v1#m")
+    assert identity(servers[0]) != identity(servers[1])
+    assert identity(info("hf:/a", label="hate")) != identity(info("hf:/a", label="rude"))
+    assert identity(info("smollm2", dtype="float32")) != identity(info("smollm2", dtype="bfloat16"))
 
 
 def test_half_an_emoji_from_a_server_does_no_harm(cache):
