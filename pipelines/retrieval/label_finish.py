@@ -123,7 +123,7 @@ def finish(
         "known_queries": sum(bool(f["known_to"]) for f in seen.facts.values()),
     }
     cost = _cost(config, counters, price)
-    notes = [*parts.notes, *task.notes, *_notes(config, totals, platt)]
+    notes = [*parts.notes, *task.notes, *_notes(config, totals, platt), *_windows(seen)]
     record: dict[str, Any] = {
         "totals": totals,
         "notes": notes,
@@ -294,6 +294,14 @@ def _notes(config: LabelConfig, totals: dict[str, int], platt: Platt | None) -> 
             "use another judge"
         )
     return notes
+
+
+def _windows(seen: Seen) -> list[str]:
+    """What the reader should know of lists that were too long to be shown at once."""
+    shown = [n for found in seen.facts.values() if (n := found["facts"].get("windows", 1)) > 1]
+    if not shown:
+        return []
+    return [f"{len(shown):,} lists were shown in windows (up to {max(shown)} a list; see the queries' extra)"]
 
 
 def _exactness(parts: Parts) -> str:

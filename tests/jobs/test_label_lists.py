@@ -91,6 +91,12 @@ def test_lists_go_through_a_servers_structured_output(pool, server, tmp_path):
     assert "response_format" not in server.bodies[-1]
 
 
+def test_windows_are_said(pool, server, tmp_path):
+    result = make(pool, tmp_path / "out", server, "relsel", method_options={"window": 2})
+    assert column(tmp_path / "out", "binary") == {"a": True, "b": True, "c": False}
+    assert any("windows" in note for note in result.manifest["notes"])
+
+
 def test_what_was_found_out_about_a_query_stands_with_the_queries(pool, server, tmp_path):
     make(pool, tmp_path / "use", server, "utilsel")
     make(pool, tmp_path / "gain", server, "answer_gain")

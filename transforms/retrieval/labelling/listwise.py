@@ -439,7 +439,8 @@ class Sheet:
         self, label: dict[str, Any], readings: int, shown: Passages, outcome: Outcome
     ) -> dict[str, Any]:
         beside = [d.doc_id for d in shown.documents]
-        self.facts["windows"] = max(outcome.windows, self.facts.get("windows", 1))
+        if outcome.windows > 1:
+            self.facts["windows"] = max(outcome.windows, self.facts.get("windows", 1))
         return {
             **label,
             "votes": readings,
