@@ -24,7 +24,7 @@ from benchmarks import retrieval_common as common
 RESULTS = Path(__file__).parent / "results" / "retriever_full.json"
 BASE: dict[str, Any] = {
     "query_length": 24, "passage_length": 64, "batch_size": 16, "max_positives": 2, "group_size": 4, "chunk": 16,
-    "learning_rate": 3e-5, "threads": 1, "device": "cpu", "precision": "bfloat16", "save_steps": 25, "log_steps": 5,
+    "learning_rate": 5e-5, "threads": 1, "device": "cpu", "precision": "bfloat16", "save_steps": 25, "log_steps": 5,
 }  # fmt: skip
 
 
@@ -102,8 +102,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--source", default=None)
     parser.add_argument("--work", type=Path, default=Path("runs/retriever"))
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--losses", nargs="+", default=["single_lh", "lse_pair", "sum_marg_lh"])
+    parser.add_argument(
+        "--vectors", type=Path, default=None, help="Documents embedded by the untrained model."
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--losses", nargs="+", default=["lse_pair", "single_lh", "sum_marg_lh"])
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0])
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
@@ -143,10 +147,18 @@ def main() -> None:
             mine = figures[row["loss"], row["noise"], row["seed"]]["nDCG@10"]
             row["minus_single_lh"] = float(np.mean(mine) - np.mean(base["nDCG@10"]))
             row["interval"] = common.paired_interval(np.array(mine), np.array(base["nDCG@10"]))
-    plain = judge("minilm", folder, source, split, work / "full" / "untrained.json")
+    if arguments.vectors is None:
+        plain = judge("minilm", folder, source, split, work / "full" / "untrained.json")
+    else:
+        from benchmarks.retriever_grid import document_vectors, embed
+
+        arguments.model = "minilm"
+        ids, texts = common.read_corpus(folder, source)
+        asked = embed("minilm", split.texts, "query", work / "queries-test.npy")
+        plain = common.measure(split, ids, *common.search(asked, document_vectors(arguments, ids, texts)))
     bm25 = common.bm25_figures(folder, source, split)
     common.write_json(
-        RESULTS,
+        arguments.results,
         {
             "collection": folder.name,
             "source": source,

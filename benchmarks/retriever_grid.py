@@ -81,20 +81,23 @@ def train_head(groups: GroupData, queries: np.ndarray, documents: np.ndarray, **
 
 
 class Collection:
-    """Everything a cell needs, read once."""
+    """Everything a cell needs, read once; groups are made of the train labels, or read from a folder."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, made: Path | None = None) -> None:
         from models.training.shards import list_shards
 
         folder, source, work = arguments.folder, arguments.source, arguments.work
-        self.groups = read_groups(list_shards(str(common.make_groups(folder, source, work))))
+        self.groups = read_groups(list_shards(str(made or common.make_groups(folder, source, work))))
         ids, texts = common.read_corpus(folder, source)
         self.ids = ids
         self.documents = document_vectors(arguments, ids, texts)
         place = {name: i for i, name in enumerate(ids)}
         self.group_documents = self.documents[[place[d] for d in self.groups.document_ids]]
         self.group_queries = embed(
-            arguments.model, [q or "" for q in self.groups.queries], "query", work / "queries-train.npy"
+            arguments.model,
+            [q or "" for q in self.groups.queries],
+            "query",
+            work / f"queries-{'train' if made is None else made.name}.npy",
         )
         self.splits = {name: common.read_split(folder, source, name) for name in ("dev", "test")}
         self.asked = {
