@@ -38,7 +38,17 @@ ROWS = [
         ],
     },
 ]
-METHODS = ("relsel", "utilsel", "utilsel_specific", "utilrank", "item", "answer_gain", "erag", "leave_one_out", "marginal")
+METHODS = (
+    "relsel",
+    "utilsel",
+    "utilsel_specific",
+    "utilrank",
+    "item",
+    "answer_gain",
+    "erag",
+    "leave_one_out",
+    "marginal",
+)
 
 
 @pytest.fixture(scope="module")
