@@ -30,6 +30,8 @@ from schemas.fingerprint import fingerprint
 
 RESULT = Path(__file__).parent / "results" / "utility_labels.json"
 METHODS = {"answer_gain": ("--set", "answer_tokens=24"), "likelihood_gain": ("--set", "answer_tokens=24")}
+# Which of four passages is on topic, by the same model: held to the form of a list, and free.
+LISTS = {"held": ("--permutations", "4"), "free": ("--permutations", "4", "--set", "constrained=false")}
 MANY = 6  # questions with more gold answers than this cost as many passes each
 
 
@@ -69,12 +71,11 @@ def prepare(source: Path, out: Path, questions: int, distractors: int) -> None:
             file.write(json.dumps({**row, "ctxs": contexts}) + "\n")
 
 
-def label(pool: Path, work: Path, method: str) -> dict[str, Any]:
+def label(pool: Path, out: Path, method: str, *options: str) -> dict[str, Any]:
     """Run the job, as a user would; returns its manifest."""
-    out = work / method
     command = [
         sys.executable, "-m", "pipelines.cli", "label", str(pool), "-o", str(out), "--method", method, "--model", "smollm2",
-        "--adapter", "none", *METHODS[method], "--progress", "plain",
+        "--adapter", "none", *options, "--progress", "plain",
     ]  # fmt: skip
     done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if done.returncode:
@@ -127,6 +128,44 @@ def compare(pool: Path, work: Path) -> dict[str, Any]:
     )
     figures["gains_disagree"] = _share(both, pl.col("binary") != pl.col("binary_likelihood"))
     return figures
+
+
+def lists(pool: Path, work: Path, queries: int) -> dict[str, Any]:
+    """RelSel by the embedded model, held to the form of a list and free: what can be read, and whether it tells gold apart."""
+    from transforms.retrieval.agreement import How, binary_figures, by_query, order_figures
+
+    gold = pl.DataFrame(
+        [
+            {
+                "query_id": r["query_id"],
+                "doc_id": c["id"],
+                "positive_b": c["isgold"],
+                "grade_b": int(c["isgold"]),
+            }
+            for r in map(json.loads, pool.open(encoding="utf-8"))
+            for c in r["ctxs"]
+        ]
+    )
+    found: dict[str, Any] = {}
+    for name, options in LISTS.items():
+        out = work / f"relsel_{name}"
+        manifest = label(pool, out, "relsel", *options, "--limit-queries", str(queries))
+        table = pl.read_parquet(out / "data" / "*.parquet")
+        read = table.filter(pl.col("binary").is_not_null()).join(gold, on=("query_id", "doc_id"))
+        pairs = read.select(
+            "query_id", "positive_b", "grade_b", pl.col("binary").alias("positive_a"), pl.col("value").alias("value_a"),
+            pl.col("grade").alias("grade_a"), pl.col("rank").alias("rank_a"),
+        )  # fmt: skip
+        figures = (
+            {**binary_figures(by_query(pairs), How()), **order_figures(pairs, How())} if read.height else {}
+        )
+        found[name] = {
+            "queries": queries,
+            "statuses": manifest["statuses"],
+            "votes": float(table["votes"].fill_null(0).mean()),  # type: ignore[arg-type]
+            "agreement": {k: None if x is None else x.as_dict() for k, x in figures.items()},
+        }
+    return found
 
 
 def _figures(part: pl.DataFrame) -> dict[str, Any]:
@@ -186,6 +225,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/utility"))
     parser.add_argument("--questions", type=int, default=80)
     parser.add_argument("--distractors", type=int, default=3)
+    parser.add_argument("--lists", type=int, default=30, help="Questions RelSel is tried on; 0 = none.")
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     pool = options.work / "nq.jsonl"
@@ -193,9 +233,11 @@ def main() -> None:
         prepare(options.data, pool, options.questions, options.distractors)
     costs = {}
     for method in METHODS:
-        manifest = label(pool, options.work, method)
-        costs[method] = {k: manifest.get(k) for k in ("totals", "costs", "usage") if k in manifest}
+        manifest = label(pool, options.work / method, method, *METHODS[method])
+        costs[method] = {k: manifest.get(k) for k in ("totals", "cost") if k in manifest}
     found = compare(pool, options.work)
+    if options.lists:
+        found["lists"] = lists(pool, options.work, options.lists)
     found |= {
         "source": "NQ-open with its oracle passages (one gold passage a question), questions by hash of their text",
         "distractors": f"{options.distractors} other passages of the same file, by BM25",
