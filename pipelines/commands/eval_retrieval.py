@@ -29,7 +29,7 @@ def retrieval(
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help="bm25 (bm25:stemmer=english,b=0.75), an encoder (name, folder, hf:ID), or an output of `tamis embed`; NAME= "
+            help="bm25, bm25:b=0.75, an encoder (name, folder, hf:ID), or an output of `tamis embed`; NAME= "
             "before it names it. May be repeated.",
             rich_help_panel=_WHAT,
         ),

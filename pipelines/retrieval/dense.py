@@ -12,6 +12,7 @@ from pipelines.retrieval.corpus import Corpus, CorpusSource, Workshop
 from pipelines.retrieval.retrievers import Ask, answer_rows, own_numbers, watched_numbers
 from schemas.errors import InputError, TamisError
 from schemas.fingerprint import config_hash
+from transforms.embed.exact import METRICS
 from transforms.retrieval.candidates import hits
 from transforms.shards.files import Folder, file_fingerprint
 
@@ -68,6 +69,10 @@ class EncoderUse:
         if strange:
             known = ", ".join(cls.__dataclass_fields__)
             raise TamisError(f"--dense-option: no setting '{min(strange)}' (there are: {known})")
+        if options.get("metric", "auto") not in ("auto", *METRICS):
+            raise TamisError(
+                f"--dense-option metric: '{options['metric']}' is not auto, {', '.join(METRICS)}"
+            )
         return cls(**options)
 
 
@@ -158,6 +163,15 @@ class DenseRetriever:
         self._output = f"{workshop.folder.url.rstrip('/')}/embed-{mark}"
 
     def _embed_config(self, output: str) -> Any:
+        from pydantic import ValidationError
+
+        try:
+            return self._checked_config(output)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise TamisError(f"--dense-option {first['loc'][0]}: {first['msg']}") from error
+
+    def _checked_config(self, output: str) -> Any:
         from pipelines.embed import EmbedConfig, make_index_config
 
         use = self._use
