@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/utility"))
     parser.add_argument("--questions", type=int, default=80)
     parser.add_argument("--distractors", type=int, default=3)
-    parser.add_argument("--lists", type=int, default=30, help="Questions RelSel is tried on; 0 = none.")
+    parser.add_argument("--lists", type=int, default=16, help="Questions RelSel is tried on; 0 = none.")
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     pool = options.work / "nq.jsonl"
