@@ -328,6 +328,19 @@ class TestItem:
         assert lists == [[0, 1, 2], [2, 1, 0], [1, 2, 0]]  # as pooled, by use, by relevance
         assert by_doc(labels, "rank") == {"d0": 3, "d1": 2, "d2": 1}
 
+    @pytest.mark.parametrize("rounds_read", [0, 1, 9])
+    def test_every_question_is_counted_once_even_where_a_round_fails(self, rounds_read):
+        turn = iter(range(100))
+
+        def use(request):
+            return f"[{number % 3 + 1}]" if (number := next(turn)) < rounds_read else "hm"
+
+        method = Item(rounds=3)
+        judge = judge_of(method, stages(None, "Rain.", use))
+        (labels,) = method.label([pooled(3)], judge)
+        paid = sum(judge.model.count_tokens(m.content) for r in judge.model.asked for m in r.messages)
+        assert sum(by_doc(labels, "prompt_tokens").values()) == paid
+
     def test_a_round_that_cannot_be_read_gives_no_label(self):
         method = Item()
         (labels,) = method.label([pooled(2)], judge_of(method, stages(None, "Rain.", lambda request: "hm")))

@@ -8,7 +8,7 @@ further question a round and helps where lists are long and noisy; A goes withou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from schemas.errors import TamisError
@@ -95,8 +95,8 @@ class Item(Listwise):
                 return sheet.close()
             ask = self._ask(judge, query, self.output, answer=answer)
             found = yield from ask_list(ask, passages.pick(order), positives if self.output == "rank" else 1)
+            sheet.pay(found)
             if not found.votes:
-                sheet.pay(found)
                 return sheet.fail(found).close()
             done += 1
             votes = {i: found.votes[place] for place, i in enumerate(order)}
@@ -108,9 +108,8 @@ class Item(Listwise):
             else:
                 order = sources
                 now = tuple(order)
-            sheet.pay(outcome)  # of the round before; the last one's is paid with the labels
-            outcome = found
-            outcome.votes = [votes[i] for i in range(n)]
+            # In the pool's order, and paid already.
+            outcome = replace(found, votes=[votes[i] for i in range(n)], prompt_tokens=0, completion_tokens=0)
             settled, before = now == before, now
             if self.variant == "ar" and not settled and done < self.rounds:
                 ask = self._ask(judge, query, "relrank", answer=answer)

@@ -84,6 +84,7 @@ class Listwise:
 
     def estimate(self, query: PooledQuery, judge: Judge) -> Estimate:
         """See `transforms.retrieval.labelling.method.Method`: every stage asked about the whole pool."""
+        judge = judge.reader if self.needs_target else judge
         passages = passages_of(query.documents, judge)
         if not passages.texts:
             return Estimate()
