@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from schemas.errors import TamisError
 from transforms.retrieval.labelling.lists import Outcome, ask_list, passages_of
-from transforms.retrieval.labelling.listwise import Listwise, Sheet, write_answer
+from transforms.retrieval.labelling.listwise import Listwise
 from transforms.retrieval.labelling.method import QueryLabels
 from transforms.retrieval.labelling.permutations import top_share
 from transforms.retrieval.labelling.queries import PooledQuery
+from transforms.retrieval.labelling.sheet import Sheet, write_answer
 from transforms.retrieval.labelling.talk import Talk
 
 if TYPE_CHECKING:
