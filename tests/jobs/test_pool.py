@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -146,6 +149,56 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(made, model, tmp_path, monk
     first = json.loads((out / "manifest.json").read_text())
     assert result.manifest["sources"] == first["sources"]
     assert result.manifest["recall"] == first["recall"]
+
+
+KILLED = """
+import sys, time
+from pipelines import pool
+from pipelines.pool import PoolConfig
+from pipelines.retrieval.retrievers import BM25Retriever
+
+BM25Retriever.block = 1
+search = BM25Retriever.search
+def slow(self, ask):
+    time.sleep(0.5)
+    return search(self, ask)
+BM25Retriever.search = slow
+pool.run(PoolConfig(collection=sys.argv[1], output=sys.argv[2], progress="quiet", depth={"": 4}))
+"""
+
+
+def test_a_run_killed_in_the_middle_asks_only_for_the_rest(tmp_path, monkeypatch):
+    from pipelines.retrieval.retrievers import BM25Retriever
+
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(SAMPLE), str(out)], cwd=ROOT)
+    try:
+        until = time.monotonic() + 120
+        while len(list((out / "_tamis").rglob("hits/bm25-*/*.parquet"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    answered = len(list((out / "_tamis").rglob("hits/bm25-*/*.parquet")))
+    assert 2 <= answered < 7
+    assert not (out / "_SUCCESS").exists()
+    asked: list[str] = []
+    search = BM25Retriever.search
+
+    def counted(self, ask):
+        asked.extend(ask.ids)
+        return search(self, ask)
+
+    monkeypatch.setattr(BM25Retriever, "block", 1)
+    monkeypatch.setattr(BM25Retriever, "search", counted)
+    monkeypatch.setattr(
+        "pipelines.retrieval.corpus.IndexBuilder.save", lambda *_: pytest.fail("indexed again")
+    )
+    assert make(out).state == "finished"
+    assert len(asked) == 7 - answered
+    monkeypatch.undo()
+    make(tmp_path / "whole")
+    assert read(out).equals(read(tmp_path / "whole"))
 
 
 def test_any_number_of_shards_in_and_out_gives_the_same_pool(tmp_path, model):
