@@ -39,6 +39,9 @@ NO_LIMIT = 10**9
 # memory (46 kB a token in the embedded model). Short continuations leave room for twice as many, worth a fifth.
 EXACT_ROWS = 64
 SHORT = 64  # tokens
+# Tokens of prompts held at once beside that: lists of passages are thousands of tokens long, and 64 of them would take 9 GB
+# of keys and values in the embedded model.
+PROMPT_TOKENS = 16_384
 # Where neither the model nor its tokenizer states a limit (ALiBi models): what most were trained with.
 DEFAULT_CONTEXT = 2048
 
@@ -316,6 +319,7 @@ class LocalLanguageModel:
                     sampling,
                     eos=self._eos,
                     batch_rows=batch_rows,
+                    batch_tokens=PROMPT_TOKENS if self._rows_by_length else None,
                     hook=self._constrained([request for _, request, _ in requests], hook),
                 ):
                     index, _, _ = left.pop(number)

@@ -128,6 +128,7 @@ def sample(
     *,
     eos: frozenset[int],
     batch_rows: int = 1,
+    batch_tokens: int | None = None,
     hook: Hook | None = None,
 ) -> Iterator[tuple[int, list[Drawn]]]:
     """Draw the tokens of every job's rows.
@@ -138,6 +139,8 @@ def sample(
         sampling: Top-k, top-p, repetition penalty and the longest continuation.
         eos: Tokens that end a turn.
         batch_rows: Most rows in the batch; a job with more is decoded alone.
+        batch_tokens: Most tokens of prompts in the batch, whose keys and values lie in memory; a longer one is decoded
+            alone. None = no bound.
         hook: Edits the scores of every step.
 
     Yields:
@@ -154,7 +157,9 @@ def sample(
             if batch.rows:
                 batch.sides = decoder.step(tokens)
             if waiting and (decoder.joins or not batch.rows):
-                batch.add(decoder, _next_jobs(jobs, waiting, len(batch.rows), batch_rows))
+                held = sum(len(jobs[job].prompt) for job in batch.results)
+                room = None if batch_tokens is None else batch_tokens - held
+                batch.add(decoder, _next_jobs(jobs, waiting, len(batch.rows), batch_rows, room))
             tokens = batch.draw()
             finished = [(job, batch.results.pop(job)) for job in batch.finished_jobs()]
             tokens = batch.compact(decoder, tokens)
@@ -294,12 +299,20 @@ class _Batch:
         self.live[place] = False
 
 
-def _next_jobs(jobs: Sequence[Job], waiting: deque[int], rows: int, batch_rows: int) -> list[int]:
+def _next_jobs(
+    jobs: Sequence[Job], waiting: deque[int], rows: int, batch_rows: int, room: int | None
+) -> list[int]:
     """Take the jobs that fit into the batch now (at least one where it is empty)."""
     taken: list[int] = []
-    while waiting and (rows == 0 or rows + len(jobs[waiting[0]].rows) <= batch_rows):
+    while waiting:
+        job = jobs[waiting[0]]
+        if rows and rows + len(job.rows) > batch_rows:
+            break
+        if rows and room is not None and len(job.prompt) > room:
+            break
         taken.append(waiting.popleft())
-        rows += len(jobs[taken[-1]].rows)
+        rows += len(job.rows)
+        room = None if room is None else room - len(job.prompt)
     return taken
 
 

@@ -57,14 +57,23 @@ class Scripted:
 
 
 def run(
-    decoder, prompts, sampling, seeds=None, *, eos=frozenset({EOS}), batch_rows=1000, hook=None, stopped=None
+    decoder,
+    prompts,
+    sampling,
+    seeds=None,
+    *,
+    eos=frozenset({EOS}),
+    batch_rows=1000,
+    hook=None,
+    stopped=None,
+    **more,
 ):
     seeds = seeds or range(len(prompts))
     jobs = [
         Job(prompt, job_rows(number, seed, sampling), stopped)
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
-    drawn = dict(sample(decoder, jobs, sampling, eos=eos, batch_rows=batch_rows, hook=hook))
+    drawn = dict(sample(decoder, jobs, sampling, eos=eos, batch_rows=batch_rows, hook=hook, **more))
     return [[(row.tokens, row.finish) for row in drawn[number]] for number in range(len(jobs))]
 
 
@@ -81,6 +90,14 @@ class TestSample:
                     decoder = Scripted(joins, compact_below)
                     assert run(decoder, PROMPTS, SAMPLING, batch_rows=batch_rows) == alone
                     assert len(decoder.reads) == len(PROMPTS)  # one prefill a prompt, for all its candidates
+
+    def test_long_prompts_are_not_all_held_at_once_and_that_changes_nothing_either(self):
+        alone = [run(Scripted(), [p], SAMPLING, [i])[0] for i, p in enumerate(PROMPTS)]
+        for joins in (True, False):
+            for tokens, rows in ((1, 6), (4, 12), (100, 30)):
+                decoder = Scripted(joins)
+                assert run(decoder, PROMPTS, SAMPLING, batch_tokens=tokens) == alone
+                assert max(decoder.widths) <= rows
 
     def test_a_candidate_depends_on_its_own_temperature_and_index_only(self):
         few = Sampling(temperatures=(0.7,), per_temperature=3, max_new_tokens=12)
