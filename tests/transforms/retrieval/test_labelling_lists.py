@@ -255,7 +255,9 @@ class TestUtility:
     def test_an_order_makes_the_top_tenth_positive(self):
         order = list(range(20))[::-1]
         method = UtilRank(reference="none", candidates="pool")
-        (labels,) = method.label([pooled(20)], judge_of(method, ranks(order)))
+        judge = judge_of(method, ranks(order))
+        (labels,) = method.label([pooled(20)], judge)
+        assert '"minItems":20' in judge.model.asked[0].schema
         assert by_doc(labels, "rank") == {f"d{i}": 20 - i for i in range(20)}
         assert [d for d, yes in by_doc(labels, "binary").items() if yes] == ["d18", "d19"]
 

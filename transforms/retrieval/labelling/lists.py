@@ -366,7 +366,8 @@ def _room(ask: Ask, passages: Passages) -> int:
 
 def _schema(n: int, ranking: bool) -> str:
     name = "ranking" if ranking else "passages"
-    numbers = {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": n}}
+    one = {"type": "integer", "minimum": 1, "maximum": n}
+    numbers = {"type": "array", "items": one, "minItems": n if ranking else 0, "maxItems": n}
     return orjson.dumps(
         {"type": "object", "properties": {name: numbers}, "required": [name], "additionalProperties": False}
     ).decode()
