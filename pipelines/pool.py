@@ -12,6 +12,7 @@ from pipelines.retrieval.corpus import Corpus, CorpusSource, Workshop, documents
 from pipelines.retrieval.dense import DenseRetriever, EncoderUse, Running
 from pipelines.retrieval.folder import TableFolder
 from pipelines.retrieval.pool_config import BM25, COSMETIC, PoolConfig, check
+from pipelines.retrieval.pool_examples import Example, look_at
 from pipelines.retrieval.pool_figures import Recalls
 from pipelines.retrieval.retrievers import BM25Retriever, Retriever, RunRetriever, short_name, strangers
 from pipelines.run import locked, terminable
@@ -226,6 +227,7 @@ def _pool(
     depths = {r.name: r.depth for r in retrievers}
     recalls = Recalls(depths, task.positives, config.fusion)
     random_ids = corpus.sorted_ids() if config.random else []
+    examples: list[Example] = []
     pooled: set[str] = set()
     sources: dict[str, dict[str, int]] = {}
     sizes: list[int] = []
@@ -243,6 +245,8 @@ def _pool(
             check_pool(table)
             out.write("data", f"part-{number:05d}.parquet", table, POOL_SCHEMA)
             recalls.look(parts, pool, ids)
+            if not number:
+                examples = look_at(pool, dict(task.queries), depths, positives)
             pooled.update(pool["doc_id"].unique().to_list())
             counts = dict(pool.select("query_id", "doc_id").unique().group_by("query_id").len().iter_rows())
             sizes += [counts.get(q, 0) for q in ids]
@@ -254,7 +258,7 @@ def _pool(
                 held["candidates"] += len(rows)
                 held["queries"] += len(set(queries))
             tell(len(ids))
-    _write_sides(config, out, task, pooled, recalls)
+    _write_sides(config, out, task, pooled, recalls, examples)
     notes = [*task.notes, *_notes(task, corpus, retrievers, without, positives)]
     facts: dict[str, Any] = {
         "sources": [
@@ -285,7 +289,7 @@ def _pool(
     from pipelines.retrieval.pool_page import card, render
 
     record = {"config": out.config, "totals": totals, **facts}
-    out.write_text("report.html", render(record, recalls, sizes))
+    out.write_text("report.html", render(record, recalls, sizes, examples))
     out.write_text("README.md", card(record))
     return out.finish(totals, **facts)
 
@@ -333,7 +337,12 @@ def _block(
 
 
 def _write_sides(
-    config: PoolConfig, out: TableFolder, task: Task, pooled: set[str], recalls: Recalls
+    config: PoolConfig,
+    out: TableFolder,
+    task: Task,
+    pooled: set[str],
+    recalls: Recalls,
+    examples: Sequence[Example],
 ) -> None:
     import pyarrow as pa
 
@@ -356,6 +365,8 @@ def _write_sides(
             rows = 0
             while waiting is not None and rows < CORPUS_ROWS:
                 rows += waiting.num_rows
+                for example in examples:
+                    example.read(waiting)
                 yield waiting
                 waiting = next(stream, None)
 

@@ -9,23 +9,28 @@ import numpy as np
 
 from models.metrics.bootstrap import Interval
 from pipelines.evaluation import charts
-from pipelines.evaluation.page import Figure, Grid, Section, Tile, render_page
-from pipelines.report.charts import histogram, unchecked
+from pipelines.evaluation.page import Figure, Grid, Section, Text, Texts, Tile, render_page
+from pipelines.report.charts import bars, unchecked
 from pipelines.retrieval.pool_figures import FUSED, UNION
 
 if TYPE_CHECKING:
+    from pipelines.retrieval.pool_examples import Example
     from pipelines.retrieval.pool_figures import Recalls
 
+_BINS = 12
 _OWN = {"name", "kind", "depth", "candidates", "queries", "files", "model"}
 
 
-def render(record: Mapping[str, Any], recalls: Recalls, sizes: Sequence[int]) -> str:
+def render(
+    record: Mapping[str, Any], recalls: Recalls, sizes: Sequence[int], examples: Sequence[Example] = ()
+) -> str:
     """The page as HTML.
 
     Args:
         record: The manifest's facts: config, totals, sources, corpus, recall, overlap, notes.
         recalls: The same figures by query.
         sizes: Candidates of each query.
+        examples: Pools to read.
     """
     totals, figures = record["totals"], record["recall"]
     mean = totals["candidates"] / max(1, totals["queries"])
@@ -62,6 +67,8 @@ def render(record: Mapping[str, Any], recalls: Recalls, sizes: Sequence[int]) ->
         sections.append(_sources(record, sizes))
         if record["overlap"]:
             sections.append(_overlap(record["overlap"]))
+    if examples:
+        sections.append(_examples(examples))
     return render_page(
         job="pool",
         headline=headline,
@@ -134,8 +141,36 @@ def _sources(record: Mapping[str, Any], sizes: Sequence[int]) -> Section:
     head = ("source", "kind", "depth", "candidates", "queries", "how")
     blocks: list[Figure | Grid] = [Grid(head, rows, words=(0, 1, 5))]
     if sizes:
-        blocks.append(Figure(histogram(np.asarray(sizes, float), title="candidates a query")))
+        counts = _bins(sizes)
+        suffixes = [f"{n:,.0f}" for _, n in counts]
+        svg = bars(counts, suffixes=suffixes, title="queries by their number of candidates")
+        blocks.append(Figure(svg, "Queries by their number of candidates"))
     return Section("sources", "Sources", "", blocks)
+
+
+def _examples(examples: Sequence[Example]) -> Section:
+    texts = [
+        Text(
+            [("query", e.query_id), ("candidates", f"{e.candidates:,}")],
+            [("equal", e.text)],
+            [(f"{doc} ({where})", e.texts.get(doc, doc)) for doc, where in e.documents],
+        )
+        for e in examples
+    ]
+    say = "The first queries, each with the candidates its sources agree on most, and their rank in each."
+    return Section("pools", "Pools to read", say, [Texts("", texts)])
+
+
+def _bins(sizes: Sequence[int]) -> list[tuple[str, float]]:
+    """Queries by candidates, in a dozen ranges of whole numbers."""
+    least, most = min(sizes), max(sizes)
+    width = max(1, -(-(most - least + 1) // _BINS))
+    counts = np.bincount((np.asarray(sizes) - least) // width)
+    found = []
+    for i, n in enumerate(counts.tolist()):
+        first, last = least + i * width, min(most, least + (i + 1) * width - 1)
+        found.append((f"{first:,}" if first == last else f"{first:,} to {last:,}", float(n)))
+    return found
 
 
 def _overlap(shared: Mapping[str, Any]) -> Section:

@@ -306,6 +306,8 @@ def test_figures_are_recall_of_what_people_judged_good(tmp_path):
     assert recall["systems"]["given"]["2"]["mean"] == pytest.approx(sum(shares) / len(shares))
     page = (tmp_path / "o" / "report.html").read_text()
     assert f"{100 * sum(shares) / len(shares):.1f} % of what people judged good" in page
+    assert "why does sourdough rise" in page
+    assert "bread-1 (given 1, judged good)" in page
     assert "(query, document) pairs" in (tmp_path / "o" / "README.md").read_text()
 
 
