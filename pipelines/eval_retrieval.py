@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.metrics.bootstrap import mean_interval
 from pipelines.evaluation.folder import EvalFolder
-from pipelines.evaluation.progress import counting, wide_console
+from pipelines.evaluation.progress import wide_console
 from pipelines.evaluation.retrieval_record import (
     RetrievalEvalConfig,
     RetrievalEvalResult,
@@ -16,7 +16,7 @@ from pipelines.evaluation.retrieval_record import (
     make_record,
 )
 from pipelines.retrieval.asking import Answers
-from pipelines.retrieval.corpus import CorpusSource, Workshop
+from pipelines.retrieval.corpus import CorpusSource, Workshop, passing
 from pipelines.retrieval.dense import DenseRetriever, EncoderUse, Running, is_embedded
 from pipelines.retrieval.retrievers import BM25Retriever, Retriever, read_run, short_name, strangers
 from pipelines.run import locked, terminable
@@ -214,8 +214,7 @@ def _evaluate(
     if retrievers and task.source is not None:
         bm25 = [r.bm25 for r in retrievers if isinstance(r, BM25Retriever)]
         by_name = any(r.by_name for r in retrievers if isinstance(r, DenseRetriever))
-        mode = "plain" if config.progress == "auto" else config.progress
-        with counting("documents", 1 << 62, mode) as tell:
+        with passing("documents", config.progress) as tell:
             corpus = workshop.prepare(task.source, bm25=bm25, texts=by_name, tell=tell)
         corpus_counts = corpus.counts
         answers = Answers(workshop.folder.child("hits"), corpus, asked, drop_self=not config.keep_self)

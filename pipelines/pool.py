@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluation.progress import counting, wide_console
 from pipelines.retrieval.asking import Answers
-from pipelines.retrieval.corpus import Corpus, CorpusSource, Workshop, documents_in
+from pipelines.retrieval.corpus import Corpus, CorpusSource, Workshop, documents_in, passing
 from pipelines.retrieval.dense import DenseRetriever, EncoderUse, Running
 from pipelines.retrieval.folder import TableFolder
 from pipelines.retrieval.pool_config import BM25, COSMETIC, PoolConfig, check
@@ -297,7 +297,7 @@ def _pool(
 def _prepare(config: PoolConfig, task: Task, workshop: Workshop, retrievers: Sequence[Retriever]) -> Corpus:
     bm25 = [r.bm25 for r in retrievers if isinstance(r, BM25Retriever)]
     texts = any(r.by_name for r in retrievers if isinstance(r, DenseRetriever))
-    with counting("documents", 1 << 62, "plain" if config.progress == "auto" else config.progress) as tell:
+    with passing("documents", config.progress) as tell:
         return workshop.prepare(task.source, bm25=bm25, texts=texts, tell=tell)
 
 

@@ -11,8 +11,11 @@ In memory stay the ids (some 20 bytes a document), two numbers a document, and w
 
 from __future__ import annotations
 
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ from transforms.shards.files import Folder
 IntArray = npt.NDArray[np.int64]
 DEFAULT_TEXT = "{title} {text}"
 _PART_ROWS = 100_000
+_EVERY = 10.0  # seconds between lines
 _SCHEMA = pa.schema([pa.field("doc_id", pa.string()), pa.field("text", pa.string())])
 
 
@@ -233,6 +237,21 @@ class Workshop:
         survey = {"counts": counts, "repeated": repeated.tolist()}
         self.folder.write(f"{home}/survey.json", orjson.dumps(survey))
         return None
+
+
+@contextmanager
+def passing(what: str, mode: str) -> Iterator[Callable[[int], None]]:
+    """Give a function to be called with how many more were passed; it says so now and then, for nobody knows the end."""
+    done, said = 0, time.monotonic()
+
+    def tell(n: int) -> None:
+        nonlocal done, said
+        done += n
+        if mode != "quiet" and time.monotonic() - said > _EVERY:
+            said = time.monotonic()
+            print(f"{what}: {done:,}", file=sys.stderr, flush=True)
+
+    yield tell
 
 
 class _Stage:
