@@ -11,9 +11,9 @@ from models.training.groups import LOSS_POLICIES, DrawPolicy, check_loss
 from models.training.settings import COSMETIC
 from schemas.errors import TamisError
 
-DEFAULT_RATE = {"full": 3e-5, "lora": 2e-4, "head": 1e-3}
-_DEFAULT_BATCH = {"full": 32, "lora": 32, "head": 256}
-_DEFAULT_EPOCHS = {"full": 1.0, "lora": 1.0, "head": 20.0}
+DEFAULT_RATE = {"full": 3e-5, "lora": 2e-4, "head": 3e-4}
+_DEFAULT_BATCH = {"full": 32, "lora": 32, "head": 128}
+_DEFAULT_EPOCHS = {"full": 1.0, "lora": 1.0, "head": 10.0}
 COSINE_SCALE = 20.0  # a temperature of 0.05, the habit of sentence-transformers
 
 
@@ -56,7 +56,7 @@ class RetrieverSettings(BaseModel):
     passage_length: int = Field(128, ge=4, description="Most tokens of a document.")
     query_prefix: str | None = Field(None, description="Before every query; default the model's own prompt.")
     passage_prefix: str | None = Field(None, description="Before every document; default the model's own.")
-    batch_size: int = Field(0, ge=0, description="Queries per device and forward pass; 0: 32, heads 256.")
+    batch_size: int = Field(0, ge=0, description="Queries per device and forward pass; 0: 32, heads 128.")
     accumulate: int = Field(
         1, ge=1, description="Forward passes per step; in-batch negatives are those of one pass."
     )

@@ -163,12 +163,12 @@ def train_retriever(
         typer.Option(
             help="Peak; by stage: llm=3e-5,human=1e-5. It starts anew with every stage.",
             rich_help_panel=_LEARNING,
-            show_default="3e-5, lora 2e-4, head 1e-3",
+            show_default="3e-5, lora 2e-4, head 3e-4",
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Queries a forward pass.", rich_help_panel=_LEARNING, show_default="32, head 256"),
+        typer.Option(help="Queries a forward pass.", rich_help_panel=_LEARNING, show_default="32, head 128"),
     ] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Forward passes a step.", rich_help_panel=_LEARNING, show_default="1")
