@@ -78,6 +78,7 @@ class PlannedTrainer(transformers.Trainer, abc.ABC):
         # We compute the loss, and scale it for accumulation: have the Trainer count the step's items for us.
         self.model_accepts_loss_kwargs = True
         self.tokens_seen = 0
+        self.unit = "tokens"  # what `count_tokens` counts, for people
 
     @abc.abstractmethod
     def summed_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
@@ -283,7 +284,7 @@ class Progress(transformers.TrainerCallback):
         shown = "".join(f"{name.replace('_', ' ')} {value:.3g}  " for name, value in live.items())
         self._line(
             f"step {state.global_step}/{state.max_steps}  loss {fields['loss']:.4f}  {shown}lr {fields['lr']:.2e}  "
-            f"{rate:,.0f} tokens/s  {clock(eta)} left"
+            f"{rate:,.0f} {self.trainer.unit if self.trainer else 'tokens'}/s  {clock(eta)} left"
         )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

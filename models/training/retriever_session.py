@@ -62,7 +62,7 @@ from models.training.running import (
     versions,
 )
 from models.training.shards import ShardListing
-from schemas.errors import InputError
+from schemas.errors import InputError, ModelError
 
 WORK, RECORD, SUCCESS = "_tamis", "train.json", "_SUCCESS"
 
@@ -131,9 +131,12 @@ class RetrieverSession:
         if self.fill is not None and (settings.train != "head" or self.vectors is None):
             groups = self.fill(groups)
         folder = self._folder_settings()
-        cosine = settings.similarity == "cosine" or (
-            settings.similarity == "auto" and folder.similarity == "cosine"
-        )
+        similarity = folder.similarity if settings.similarity == "auto" else settings.similarity
+        if similarity not in ("cosine", "dot"):
+            raise ModelError(
+                f"{self.base.name} compares vectors by '{similarity}'; pass --set similarity=cosine or dot to train for that"
+            )
+        cosine = similarity == "cosine"
         texts = None
         if settings.train != "head":
             check_texts(groups)

@@ -14,6 +14,7 @@ from models.losses.retrieval import BatchLoss, batch_loss
 from models.losses.settings import LossSettings
 from models.losses.targets import GroupIds
 from models.training.planned import PlannedTrainer
+from models.training.retriever_model import HeadRetriever
 
 
 class RetrieverTrainer(PlannedTrainer):
@@ -43,6 +44,8 @@ class RetrieverTrainer(PlannedTrainer):
     ) -> None:
         super().__init__(model, args, **options)
         self.loss, self.cosine, self.in_batch = loss, cosine, in_batch
+        if isinstance(model, HeadRetriever):
+            self.unit = "vectors"
         self._seen: list[BatchLoss] = []
         self.last_live: dict[str, float] = {}
 

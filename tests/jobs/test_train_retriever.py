@@ -562,6 +562,21 @@ def test_a_teacher_without_grades_is_refused_and_with_them_trains(groups, tiny, 
         run(config(str(folder), tiny, tmp_path / "no", loss="kl"))
 
 
+def test_what_a_model_compares_vectors_by_is_what_it_is_trained_for(groups, tmp_path):
+    for name, similarity in (("dot", "dot"), ("euclidean", "euclidean")):
+        save_encoder(tmp_path / name, normalize=False, similarity=similarity)
+    dot = run(config(groups, str(tmp_path / "dot" / "model"), tmp_path / "out", max_steps=1))
+    assert dot.record["run"]["similarity"] == "dot" and dot.record["run"]["loss"]["scale"] == 1.0
+    assert (
+        json.loads((tmp_path / "out" / "config_sentence_transformers.json").read_text())["similarity_fn_name"]
+        == "dot"
+    )
+    far = str(tmp_path / "euclidean" / "model")
+    with pytest.raises(TamisError, match="similarity=cosine or dot"):
+        run(config(groups, far, tmp_path / "no"))
+    assert run(config(groups, far, tmp_path / "far", max_steps=1, similarity="cosine")).record
+
+
 def test_another_run_in_the_folder_is_refused(groups, tiny, trained):
     with pytest.raises(OutputError, match="--overwrite"):
         run(config(groups, tiny, trained.output, seed=7))
