@@ -312,6 +312,8 @@ def is_embedded(reference: str, storage: Mapping[str, Any] | None = None) -> boo
     if ":" in reference and "://" not in reference:
         return False
     try:
-        return Folder(reference, **dict(storage or {})).exists("manifest.json")
+        folder = Folder(reference, **dict(storage or {}))
+        # A model that tamis trained may carry a manifest too.
+        return folder.exists("manifest.json") and not folder.exists("modules.json")
     except (ValueError, ImportError, OSError):
         return False

@@ -178,7 +178,7 @@ class RunRetriever:
 
 
 def read_run(url: str, storage: Mapping[str, Any] | None = None) -> pl.DataFrame:
-    """query_id, doc_id, rank, score of a ranking; equal scores stay in the order of the file.
+    """query_id, doc_id, rank, score of a ranking, each document once; equal scores stay in the order of the file.
 
     Raises:
         InputError: It holds none, several, or ranks nobody could order.
@@ -200,7 +200,11 @@ def read_run(url: str, storage: Mapping[str, Any] | None = None) -> pl.DataFrame
     ordered = pool.filter(pl.col("rank").is_not_null() | pl.col("score").is_not_null())
     by_score = pl.col("score").rank("ordinal", descending=True).over("query_id")
     rank = pl.coalesce(pl.col("rank"), by_score).cast(pl.Int32)
-    return ordered.with_columns(rank.alias("rank")).select("query_id", "doc_id", "rank", "score")
+    ranked = ordered.with_columns(rank.alias("rank")).select("query_id", "doc_id", "rank", "score")
+    once = ranked.sort("query_id", "rank", maintain_order=True).unique(
+        ["query_id", "doc_id"], keep="first", maintain_order=True
+    )
+    return once.with_columns(pl.col("rank").rank("ordinal").over("query_id").cast(pl.Int32).alias("rank"))
 
 
 def strangers(retriever: Retriever) -> list[str]:

@@ -138,6 +138,24 @@ def test_the_query_itself_is_left_out_unless_kept(tmp_path):
     assert kept.record["conventions"]["self_match"] == "kept"
 
 
+def test_a_document_named_twice_counts_once_at_its_better_rank(tmp_path):
+    (tmp_path / "q.qrels").write_text("x 0 y 1\n")
+    (tmp_path / "a.run").write_text("x Q0 y 1 9.0 a\nx Q0 z 2 8.0 a\nx Q0 y 3 1.0 a\n")
+    result = evaluate(tmp_path / "o", tmp_path / "q.qrels", runs={"a": str(tmp_path / "a.run")})
+    assert result.system("a").means["RR@10"].mean == 1.0
+    assert (tmp_path / "o" / "runs" / "a.run").read_text() == "x Q0 y 1 9.0 a\nx Q0 z 2 8.0 a\n"
+
+
+def test_a_model_with_a_manifest_is_no_embedded_corpus(tmp_path):
+    from pipelines.retrieval.dense import is_embedded
+
+    (tmp_path / "manifest.json").write_text("{}")
+    assert is_embedded(str(tmp_path))
+    (tmp_path / "modules.json").write_text("[]")
+    assert not is_embedded(str(tmp_path))
+    assert not is_embedded("hf:org/name")
+
+
 def test_denominators(tmp_path):
     (tmp_path / "q.qrels").write_text("x 0 y 1\nz 0 y 1\nn 0 y 0\n")
     (tmp_path / "a.run").write_text("x Q0 y 1 9.0 a\n")
