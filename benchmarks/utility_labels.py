@@ -216,6 +216,55 @@ def _first(part: pl.DataFrame) -> dict[str, Any] | None:
     return share_interval(shares.to_series(1).to_numpy()).as_dict()
 
 
+def page(found: dict[str, Any]) -> str:
+    """The figures as a section of docs/results/judgments.md."""
+
+    def cell(x: dict[str, Any] | None, form: str = ".2f") -> str:
+        return "–" if x is None else f"{x['mean']:{form}} [{x['low']:{form}}, {x['high']:{form}}]"
+
+    def row(what: str, key: str, form: str = ".2f") -> str:
+        cells = (cell(found[m][part][key], form) for m in METHODS for part in ("known", "unknown"))
+        return f"| {what} | {' | '.join(cells)} |"
+
+    answer = found["answer_gain"]
+    lines = [
+        "## Utility for one reader",
+        "",
+        "    python -m benchmarks.utility_labels --data nq_open_oracle.jsonl.gz",
+        "",
+        f"{found['questions']} questions of NQ-open, each with the passage people marked as answering it and the three other passages of the set that",
+        f"BM25 ranks highest; the reader is {answer['target_model']} (135 M parameters). Shares of pairs or questions [95 %, questions drawn with",
+        f"replacement]. The reader answers {answer['known']['queries']} of the questions with no passage: these are *known*.",
+        "",
+        "| | answer gain, known | answer gain, unknown | likelihood gain, known | likelihood gain, unknown |",
+        "|---|---|---|---|---|",
+        "| questions | "
+        + " | ".join(str(found[m][p]["queries"]) for m in METHODS for p in ("known", "unknown"))
+        + " |",
+        row("gain and relevance disagree (pairs)", "disagree"),
+        row("useful, of passages marked relevant", "useful_of_gold"),
+        row("useful, of the other passages", "useful_of_distractors"),
+        row("gain above 0, of passages marked relevant", "raised_by_gold"),
+        row("gain above 0, of the others", "raised_by_distractors"),
+        row("gain below 0, of passages marked relevant", "lowered_by_gold"),
+        row("gain below 0, of the others", "lowered_by_distractors"),
+        row("the relevant passage gains most (questions)", "gold_first"),
+        row("mean gain of the relevant passage", "mean_gain_of_gold", "+.2f"),
+        row("mean gain of the others", "mean_gain_of_distractors", "+.2f"),
+        "",
+        f"Over all questions gain and relevance disagree on {cell(answer['all']['disagree'])} of the pairs by answer gain and on "
+        f"{cell(found['likelihood_gain']['all']['disagree'])} by likelihood gain; the two gains disagree with one another on {cell(found['gains_disagree'])}.",
+        "",
+    ]
+    for name, own in found.get("lists", {}).items():
+        agreed = own["agreement"]
+        lines.append(
+            f"- relsel, {name}, {own['queries']} questions in four orders: {own['statuses']}; readings merged {own['votes']:.1f}; kappa "
+            f"{cell(agreed.get('kappa'))}, AUC {cell(agreed.get('auc'))}"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Prepare, label, compare."""
     parser = argparse.ArgumentParser(
@@ -246,6 +295,7 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
     }
     options.result.write_text(json.dumps(found, indent=1) + "\n")
+    (options.work / "section.md").write_text(page(found))
     print(json.dumps({k: v for k, v in found.items() if k != "cost"}, indent=1))
 
 
