@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from models.lm.dummy_server import DummyOptions, DummyServer
-from pipelines import label
+from pipelines import groups, label
 from pipelines.label_config import LabelConfig
 from pipelines.run import RunSettings
 from schemas.errors import InputError, TamisError
@@ -137,6 +137,30 @@ def test_labels_for_two_readers_stay_apart(pool, server, tmp_path):
     assert both["target_model"].n_unique() == 2
     with pytest.raises(InputError, match="target models"):
         unify(both, "max")
+
+
+def test_training_groups_are_made_of_an_order(pool, server, tmp_path):
+    make(
+        pool,
+        tmp_path / "rank",
+        server,
+        "utilrank",
+        method_options={"candidates": "pool", "top_percent": 70.0},
+    )
+    settings = {
+        "judgments": (str(tmp_path / "rank"),),
+        "output": str(tmp_path / "groups"),
+        "progress": "quiet",
+    }
+    groups.run(groups.GroupsConfig(**settings))
+    (row,) = [
+        g
+        for g in pl.read_parquet(tmp_path / "groups" / "data" / "*.parquet").to_dicts()
+        if g["query_id"] == "capital"
+    ]
+    assert [p["doc_id"] for p in row["positives"]] == ["a", "b"] and [
+        n["doc_id"] for n in row["negatives"]
+    ] == ["c"]
 
 
 def test_shards_change_nothing(pool, server, tmp_path):
