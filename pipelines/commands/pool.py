@@ -40,6 +40,8 @@ def pool(
     source: Annotated[
         str | None,
         typer.Option(
+            "--source",
+            "--corpus-source",
             help="Which copy of the documents, where there are several.",
             rich_help_panel=_WHAT,
             show_default=False,

@@ -225,3 +225,11 @@ def test_a_store_that_is_no_disk(tmp_path):
     assert (
         result.system("bm25").means == evaluate(tmp_path / "o", systems={"bm25": "bm25"}).system("bm25").means
     )
+
+
+@pytest.mark.models
+def test_the_embedded_encoder_ranks_what_people_found_relevant_first(tmp_path):
+    result = evaluate(tmp_path / "o", systems={"bm25": "bm25", "minilm": "minilm"})
+    assert result.system("minilm").means["nDCG@10"].mean > 0.9
+    assert result.system("minilm").answered == len(result.queries)
+    assert result.record["models"]["minilm"]["revision"]
