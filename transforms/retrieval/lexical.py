@@ -7,6 +7,7 @@ are counts, so scores do not depend on how the corpus is cut into shards. Equal 
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import uuid
@@ -28,6 +29,12 @@ IntArray = npt.NDArray[np.int64]
 
 NEEDS = "pip install 'tamis[retrieval]'"
 TOKENS = "unicode-words-1"  # changes with what `Analyzer.words` does to a text
+# Stop words by language, as bm25s calls its lists (English: Lucene's 33; the others are NLTK's).
+_LANGUAGES = {
+    "en": "EN", "de": "GERMAN", "nl": "DUTCH", "fr": "FRENCH", "es": "SPANISH", "pt": "PORTUGUESE", "it": "ITALIAN",
+    "ru": "RUSSIAN", "sv": "SWEDISH", "no": "NORWEGIAN", "da": "DANISH", "tr": "TURKISH", "ko": "KOREAN",
+    "zh": "CHINESE",
+}  # fmt: skip
 # Scripts written without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = (
     (0x0E00, 0x0EFF),
@@ -47,7 +54,7 @@ class Analyzer:
     Runs of a script written without spaces become overlapping pairs of characters, as Lucene's CJK analyser makes them.
 
     Attributes:
-        stopwords: Language whose stop words are left out, as bm25s names it (en: Lucene's 33), or none.
+        stopwords: Language whose stop words are left out (en, de, fr ...), or none.
         stemmer: Snowball stemmer by its name (english, german, ...; needs PyStemmer), or none.
 
     Raises:
@@ -66,9 +73,7 @@ class Analyzer:
         """What decides its output, for manifests and hashes."""
         found: dict[str, Any] = {"tokens": TOKENS, **asdict(self)}
         if self.stemmer != "none":
-            import Stemmer
-
-            found["stemmer_version"] = f"PyStemmer {Stemmer.version()}"
+            found["stemmer_version"] = f"PyStemmer {_stemmers().version()}"
         return found
 
     def words(self, text: str) -> list[str]:
@@ -98,26 +103,22 @@ class Analyzer:
         if self.stopwords == "none":
             return frozenset()
         _bm25s()
-        from bm25s.tokenization import _infer_stopwords
+        from bm25s import stopwords
 
-        try:
-            return frozenset(_infer_stopwords(self.stopwords))
-        except ValueError as error:
-            known = "none, en, de, fr, es, it, pt, nl, sv, no, da, ru, tr, ko, zh"
-            raise InputError(f"no stop words for '{self.stopwords}' (there are: {known})") from error
+        if self.stopwords not in _LANGUAGES:
+            known = ", ".join(("none", *_LANGUAGES))
+            raise InputError(f"no stop words for '{self.stopwords}' (there are: {known})")
+        return frozenset(getattr(stopwords, f"STOPWORDS_{_LANGUAGES[self.stopwords]}"))
 
     @cached_property
     def _stem(self) -> Callable[[list[str]], list[str]]:
         if self.stemmer == "none":
             return lambda words: words
+        stemmers = _stemmers()
         try:
-            import Stemmer
-        except ImportError as error:
-            raise ModelError(f"--stemmer needs PyStemmer: {NEEDS}") from error
-        try:
-            return Stemmer.Stemmer(self.stemmer).stemWords  # type: ignore[no-any-return]
+            return stemmers.Stemmer(self.stemmer).stemWords  # type: ignore[no-any-return]
         except KeyError as error:
-            known = ", ".join(Stemmer.algorithms())
+            known = ", ".join(stemmers.algorithms())
             raise InputError(f"no stemmer '{self.stemmer}' (there are: none, {known})") from error
 
 
@@ -261,6 +262,13 @@ def _bm25s() -> Any:
     except ImportError as error:
         raise ModelError(f"BM25 needs bm25s: {NEEDS}") from error
     return bm25s
+
+
+def _stemmers() -> Any:
+    try:
+        return importlib.import_module("Stemmer")  # only those who stem need it
+    except ImportError as error:
+        raise ModelError(f"--stemmer needs PyStemmer: {NEEDS}") from error
 
 
 def _is_unspaced(character: str) -> bool:

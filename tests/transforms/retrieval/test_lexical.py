@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 
-from schemas.errors import InputError
+from schemas.errors import InputError, ModelError
 from transforms.retrieval.lexical import Analyzer, BM25Settings, IndexBuilder, LexicalIndex
 
 TEXTS = ["the cat sat on the mat", "a cat and a cat", "dogs bark", "", "the mat of the dog"]
@@ -82,3 +83,10 @@ def test_best_orders_ties_by_id_and_leaves_out_what_shares_no_word(tmp_path):
 def test_an_index_of_no_words_is_refused(tmp_path):
     with pytest.raises(InputError, match="no document has a word"):
         build(tmp_path / "i", ["", "..."])
+
+
+def test_a_missing_stemmer_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "Stemmer", None)
+    assert Analyzer().words("running dogs") == ["running", "dogs"]
+    with pytest.raises(ModelError, match=r"PyStemmer: pip install 'tamis\[retrieval\]'"):
+        Analyzer("en", "english")
