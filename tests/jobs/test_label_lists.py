@@ -155,7 +155,7 @@ def test_training_groups_are_made_of_an_order(pool, server, tmp_path):
     groups.run(groups.GroupsConfig(**settings))
     (row,) = [
         g
-        for g in pl.read_parquet(tmp_path / "groups" / "data" / "*.parquet").to_dicts()
+        for g in pl.read_parquet(tmp_path / "groups" / "data" / "**" / "*.parquet").to_dicts()
         if g["query_id"] == "capital"
     ]
     assert [p["doc_id"] for p in row["positives"]] == ["a", "b"] and [
