@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.prompts import load_prompt
 from models.protocols import NumberList
 from schemas.errors import TamisError
 from schemas.judgments import READABLE
 from tests.transforms.retrieval.fake_judge import FakeModel, by_doc, judge_of, pooled, shown, whole_table
 from transforms.retrieval.labelling.item import Item
+from transforms.retrieval.labelling.judge import Judge
 from transforms.retrieval.labelling.lists import windows
 from transforms.retrieval.labelling.listwise import RelSel, UtilRank, UtilSel, UtilSelSpecific
 from transforms.retrieval.labelling.method import load_method
@@ -124,6 +126,33 @@ class TestRelSel:
         assert table["parse_status"].to_pylist() == [status] * 3
         assert table["error"].null_count == 0
         assert len(judge.model.asked) == (2 if reply is None else 4)  # what broke for good is not asked again
+
+    def test_going_on_with_receipts_is_no_choice(self):
+        for said in ("Passage 1 is read.", "Passage 1 is read.\nPassage 3 is read.", "[2]"):
+
+            def say(request, said=said):
+                # Asked again, it repeats itself: the same words in its turn before.
+                return said
+
+            method = RelSel(constrained=False)
+            judge = judge_of(method, say)
+            (labels,) = method.label([pooled(3)], judge)
+            status = set(by_doc(labels, "parse_status").values())
+            assert status == ({"ok"} if said == "[2]" else {"unparseable"}), said
+            assert len(judge.model.asked) == (1 if said == "[2]" else 2)
+
+    def test_receipts_of_a_prompt_of_ones_own_are_no_choice_either(self, tmp_path):
+        shipped = load_prompt("relsel-v1", variables=("query", "count")).source
+        (tmp_path / "mine.jinja").write_text(
+            shipped.replace("Passage {{ number }} is read.", "[{{ number }}] ok")
+        )
+        prompts = {
+            "select": load_prompt(tmp_path / "mine.jinja", variables=("query", "count")),
+            "repair": load_prompt("list-repair-v1", variables=("count", "ranking")),
+        }
+        model = FakeModel(lambda request: "[2] ok")
+        (labels,) = RelSel().label([pooled(3)], Judge(lambda: model, model.info, prompts=prompts))
+        assert set(by_doc(labels, "parse_status").values()) == {"unparseable"}
 
     def test_one_reading_lost_leaves_the_others(self):
         def say(request):

@@ -302,19 +302,18 @@ def _read_all(
     sampling = ask.sampling(max(map(len, shown)))
     replies = yield Questions(tuple(requests), sampling)
     read = [
-        _reading(ask, reply, len(order), at_least, outcome)
-        for reply, order in zip(replies, shown, strict=True)
+        _reading(ask, request, reply, len(order), at_least, outcome)
+        for request, reply, order in zip(requests, replies, shown, strict=True)
     ]
     lost = [
         k for k, (reading, reply) in enumerate(zip(read, replies, strict=True))
         if reading.status in ("unparseable", "empty", "refused") and reply.status in ("ok", "empty")
     ]  # fmt: skip
     if lost:
-        second = yield Questions(
-            tuple(ask.again(requests[k], replies[k], len(shown[k])) for k in lost), sampling
-        )
-        for k, reply in zip(lost, second, strict=True):
-            reading = _reading(ask, reply, len(shown[k]), at_least, outcome)
+        again = tuple(ask.again(requests[k], replies[k], len(shown[k])) for k in lost)
+        second = yield Questions(again, sampling)
+        for k, request, reply in zip(lost, again, second, strict=True):
+            reading = _reading(ask, request, reply, len(shown[k]), at_least, outcome)
             if reading.status == UNASKED:
                 read[k] = reading
             elif reading.readable:
@@ -328,10 +327,17 @@ def _read_all(
     ]
 
 
-def _reading(ask: Ask, reply: Reply, n: int, at_least: int, outcome: Outcome) -> Reading:
+def _reading(
+    ask: Ask, request: GenerationRequest, reply: Reply, n: int, at_least: int, outcome: Outcome
+) -> Reading:
     outcome.add(reply)
     if not reply.ok:
         return Reading((), reply.status, reply.error or "nothing was said")
+    # A small model may go on receipting passages instead of answering; a number in that is no choice.
+    said = {m.content.strip() for m in request.messages if m.role == "assistant"}
+    lines = [line.strip() for line in reply.text.strip().split("\n") if line.strip()]
+    if lines and said.issuperset(lines):
+        return Reading((), "unparseable", "repeats what was said before")
     return ask.read(reply.text, n, at_least)
 
 
