@@ -24,6 +24,7 @@ import torch
 
 from models.batching import padded_lengths
 from models.lm.decoder import accepts_logits_to_keep
+from models.lm.sharp import SharpLogits
 from models.protocols import GenerationRequest, Message, TokenScores
 from schemas.errors import ModelError
 
@@ -47,6 +48,7 @@ class _Row:
     ids: tuple[int, ...]
     shared: int
     scored: int  # 0: the token after the last one is asked about
+    tokens: tuple[int, ...] = ()  # asked about there; of scored tokens, each is asked about at its own place
 
     @property
     def own(self) -> int:
@@ -90,7 +92,7 @@ def answer_logprobs(
         if problem := _problem(model, len(ids) + 1):
             finish(index, TokenScores((), len(ids), 0, problem))
         else:
-            rows.append(_Row(index, tuple(ids), shared, 0))
+            rows.append(_Row(index, tuple(ids), shared, 0, tuple(flat.tolist())))
     for row, logits in _run(model, rows):
         logprobs = torch.log_softmax(logits[-1].double(), -1)[flat]
         values = [float(torch.logsumexp(logprobs[a:b], 0)) for a, b in itertools.pairwise(edges)]
@@ -182,12 +184,13 @@ def _run(model: LocalLanguageModel, rows: Sequence[_Row]) -> Iterator[tuple[_Row
     groups: dict[tuple[int, ...], list[_Row]] = {}
     for row in rows:
         groups.setdefault(row.ids[: row.shared], []).append(row)
+    head = SharpLogits(model.model)
     for prefix, members in groups.items():
         with model.exclusive():
             cache = _read_prefix(model, prefix) if prefix else None
         for part in _batches(members, model):
             with model.exclusive():
-                logits = _read_rows(model, part, cache, len(prefix))
+                logits = _read_rows(model, part, cache, len(prefix), head)
             yield from zip(part, logits, strict=True)
 
 
@@ -217,7 +220,7 @@ def _read_prefix(model: LocalLanguageModel, prefix: Sequence[int]) -> Any:
 
 
 def _read_rows(
-    model: LocalLanguageModel, rows: Sequence[_Row], cache: Any, shared: int
+    model: LocalLanguageModel, rows: Sequence[_Row], cache: Any, shared: int, head: SharpLogits
 ) -> list[torch.Tensor]:
     """Logits asked for by each row, given the cache of their beginning."""
     device = model.model.device
@@ -239,26 +242,23 @@ def _read_rows(
     ]
     union = sorted({place for places in wanted for place in places})
     keep = accepts_logits_to_keep(model.model)
-    if keep and len(union) * len(rows) <= _OUTPUT_ROWS:
-        out = model.model(
-            input_ids=ids.to(device), logits_to_keep=torch.tensor(union, device=device), **options
-        )
-        where = {place: number for number, place in enumerate(union)}
+    if len(rows) > 1 and (len(union) if keep else width) * len(rows) > _OUTPUT_ROWS:
+        half = len(rows) // 2  # too many positions for one output
         return [
-            out.logits[number, [where[p] for p in places], : model.vocabulary].float().cpu()
-            for number, places in enumerate(wanted)
-        ]
-    if len(rows) > 1:  # too many positions for one output: by halves
-        half = len(rows) // 2
-        return [
-            *_read_rows(model, rows[:half], cache, shared),
-            *_read_rows(model, rows[half:], cache, shared),
+            *_read_rows(model, rows[:half], cache, shared, head),
+            *_read_rows(model, rows[half:], cache, shared, head),
         ]
     if keep:
         options["logits_to_keep"] = torch.tensor(union, device=device)
-    logits = model.model(input_ids=ids.to(device), **options).logits[0]
-    places = range(len(union)) if keep else wanted[0]
-    return [logits[list(places), : model.vocabulary].float().cpu()]
+    with head.watching():
+        out = model.model(input_ids=ids.to(device), **options)
+    found = []
+    for number, (row, places) in enumerate(zip(rows, wanted, strict=True)):
+        where = [union.index(place) for place in places] if keep else places
+        logits = out.logits[number, where, : model.vocabulary].float().cpu()
+        tokens = [[t] for t in row.ids[-row.scored :]] if row.scored else [row.tokens]
+        found.append(head.sharpen(logits, number, where, tokens))
+    return found
 
 
 def _encode(model: LocalLanguageModel, request: GenerationRequest) -> tuple[list[int], int]:

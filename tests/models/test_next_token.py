@@ -18,7 +18,10 @@ BEGIN = "Query: does bread rise?\n\nPassage: "
 PASSAGES = ["Yeast makes it rise.", "The river is long.", "x", "Bread " * 12, "été 東京 <|im_end|> and on"]
 
 
-def ask(passage, shared=len(BEGIN), prefill=""):
+SHARED = len(BEGIN)
+
+
+def ask(passage, shared=SHARED, prefill=""):
     system = Message("system", "Answer Yes or No.")
     return GenerationRequest(
         (system, Message("user", f"{BEGIN}{passage}\n\nRelevant?")), 0, prefill, shared=shared
@@ -96,6 +99,25 @@ class TestAnswers:
             model.model.get_output_embeddings().weight.mul_(float("nan"))
         with pytest.raises(ModelError, match="not numbers"):
             model.answer_logprobs([ask("a")], ("Yes", "No"))
+
+
+class TestRounding:
+    def test_answers_in_bfloat16_are_as_sharp_as_the_hidden_state(self, tmp_path):
+        folder = save_base(tmp_path / "tiny", 3)
+        rough = LocalLanguageModel(folder, dtype="bfloat16", fast=False)
+        requests = [ask(p) for p in PASSAGES]
+        scored = rough.answer_logprobs(requests, ("Yes", "No"))
+        again = [rough.answer_logprobs([r], ("Yes", "No"))[0] for r in requests]
+        tokens = answer_tokens(rough.tokenizer, ("Yes", "No"))
+        exact = [
+            by_hand(LocalLanguageModel(folder, dtype="float32", fast=False), r, tokens) for r in requests
+        ]
+        plain = [by_hand(rough, r, tokens) for r in requests]
+        odds = lambda rows: np.array([v[0] - v[1] for v in rows])  # noqa: E731
+        mine = odds([s.values for s in scored])
+        assert np.abs(mine - odds(exact)).mean() <= np.abs(odds(plain) - odds(exact)).mean()
+        np.testing.assert_allclose(mine, odds([s.values for s in again]), atol=0.1)
+        assert np.abs(mine - odds(exact)).max() < 0.3
 
 
 class TestAnswerTokens:
