@@ -272,9 +272,9 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data/retrieval/nq_open_oracle.jsonl.gz"))
     parser.add_argument("--work", type=Path, default=Path("runs/utility"))
-    parser.add_argument("--questions", type=int, default=80)
+    parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--distractors", type=int, default=3)
-    parser.add_argument("--lists", type=int, default=16, help="Questions RelSel is tried on; 0 = none.")
+    parser.add_argument("--lists", type=int, default=12, help="Questions RelSel is tried on; 0 = none.")
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     pool = options.work / "nq.jsonl"
@@ -284,19 +284,24 @@ def main() -> None:
     for method in METHODS:
         manifest = label(pool, options.work / method, method, *METHODS[method])
         costs[method] = {k: manifest.get(k) for k in ("totals", "cost") if k in manifest}
-    found = compare(pool, options.work)
-    if options.lists:
-        found["lists"] = lists(pool, options.work, options.lists)
-    found |= {
+    found = compare(pool, options.work) | {
         "source": "NQ-open with its oracle passages (one gold passage a question), questions by hash of their text",
         "distractors": f"{options.distractors} other passages of the same file, by BM25",
         "model": "smollm2 (135M)",
         "cost": costs,
         "machine": platform.processor() or platform.machine(),
     }
-    options.result.write_text(json.dumps(found, indent=1) + "\n")
-    (options.work / "section.md").write_text(page(found))
+    write(found, options.result, options.work)
+    if options.lists:
+        found["lists"] = lists(pool, options.work, options.lists)
+        write(found, options.result, options.work)
     print(json.dumps({k: v for k, v in found.items() if k != "cost"}, indent=1))
+
+
+def write(found: dict[str, Any], result: Path, work: Path) -> None:
+    """The figures, and beside the labels the section made of them."""
+    result.write_text(json.dumps(found, indent=1) + "\n")
+    (work / "section.md").write_text(page(found))
 
 
 if __name__ == "__main__":
