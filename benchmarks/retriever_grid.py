@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{loss: {"loss": loss} for loss in LOSSES},
     "lse_pair min": {"loss": "lse_pair", "positive_side": "min"},
     "lse_pair max": {"loss": "lse_pair", "positive_side": "max"},
+    "lse_pair rotate": {"loss": "lse_pair", "positives": "rotate"},
 }
 NOISE = (0.0, 0.1, 0.3)
 BASE: dict[str, Any] = {
