@@ -347,6 +347,51 @@ def test_a_head_takes_vectors_that_are_there(groups, tiny, tmp_path):
         run(config(groups, tiny, tmp_path / "no", **given))
 
 
+def test_texts_a_killed_run_embedded_are_not_embedded_again(groups, tmp_path, monkeypatch):
+    from models.training import retriever_texts
+    from models.training.loading import BaseModel
+
+    data = read_groups(list_shards(groups))
+    monkeypatch.setattr(retriever_texts, "_TEXTS", 16)
+    asked = []
+
+    class Counting:
+        """Gives each text its length; fails after so many texts, as a kill would."""
+
+        left = 10_000
+
+        def encode_query(self, texts, **options):
+            asked.extend(texts)
+            self.left -= len(texts)
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return np.array([[len(t), 1.0] for t in texts], np.float32)
+
+        encode_document = encode_query
+
+        def to(self, place):
+            return self
+
+    def embed(encoder, revision="r1"):
+        return retriever_texts.embed_groups(
+            data, encoder, BaseModel("m", "", revision), {"query": "", "document": ""}, tmp_path / "vectors",
+            threads=1, device="cpu", say=lambda line: None,
+        )  # fmt: skip
+
+    cut = Counting()
+    cut.left = 40 + 20  # the queries, and the first part of the documents
+    with pytest.raises(KeyboardInterrupt):
+        embed(cut)
+    asked.clear()
+    vectors = embed(Counting())
+    assert len(asked) == len(data.documents) - 16
+    assert vectors.documents[:, 0].tolist() == [len(t) for t in data.documents]
+    assert vectors.queries[:, 0].tolist() == [len(t) for t in data.queries]
+    asked.clear()
+    embed(Counting(), revision="r2")  # another model's vectors are others
+    assert len(asked) == len(data.documents) + len(data.queries)
+
+
 def test_groups_of_ids_take_their_texts_from_corpus_and_queries(groups, tiny, tmp_path):
     bare = write_groups(tmp_path / "ids", with_text=False)
     with pytest.raises(InputError, match="--corpus and --queries"):
