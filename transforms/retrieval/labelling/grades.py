@@ -116,8 +116,9 @@ def _json_grade(text: str) -> int | None:
     value = body.get("grade") if isinstance(body, dict) else None
     if isinstance(value, str) and value.strip().isdigit():
         value = int(value)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return int(value) if whole and LEAST <= value <= MOST else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if LEAST <= value <= MOST else None
 
 
 def ask_grades(

@@ -197,8 +197,9 @@ class Judge:
     def choose(self, requests: Sequence[GenerationRequest], answers: Sequence[str]) -> list[Scores]:
         """Log-probabilities of a few short answers as the next token after each prompt.
 
-        Each answer stands for its own variants (with and without a space before it, lower case): the first tokens of
-        these are summed. Requests that begin alike are read together, so give those of one query in one call.
+        Each answer stands for its spellings (with and without a space before it, lower and upper case), whose probabilities
+        are added. Requests that say how far they begin alike (`shared`) are read together, so give those of one query in
+        one call.
 
         Args:
             requests: n prompts.
@@ -213,7 +214,9 @@ class Judge:
         run = getattr(self.model, "answer_logprobs", None)
         if run is None:
             raise ModelError(f"{self.info.name} gives no next-token scores; use a model in this process")
-        heads = [("choose", identity(self.info), *answers, _request_bytes(r)) for r in requests]
+        heads: list[tuple[str | bytes, ...]] = [
+            ("choose", identity(self.info), *answers, _request_bytes(r)) for r in requests
+        ]
         return self._scored(
             list(requests), heads, lambda part, done: run(part, list(answers), done), len(answers)
         )
@@ -235,7 +238,9 @@ class Judge:
         if run is None:
             raise ModelError(f"{self.info.name} cannot score given text; use a model in this process")
         pairs = list(zip(requests, continuations, strict=True))
-        heads = [("score", identity(self.info), text, _request_bytes(r)) for r, text in pairs]
+        heads: list[tuple[str | bytes, ...]] = [
+            ("score", identity(self.info), text, _request_bytes(r)) for r, text in pairs
+        ]
         return self._scored(
             pairs, heads, lambda part, done: run([r for r, _ in part], [t for _, t in part], done), None
         )
@@ -274,6 +279,7 @@ class Judge:
             answers[part[index]] = scores
             if self._cache is not None and scores.ok:
                 self._cache.put_many({part[index]: _encode(scores)})
+            self._spend(scores.prompt_tokens + scores.completion_tokens)
             self._heartbeat()
 
         if part:
@@ -284,7 +290,6 @@ class Judge:
             tokens_out = sum(answers[k].completion_tokens for k in part)
             self._count("label.tokens_in", tokens_in)
             self._count("label.tokens_out", tokens_out)
-            self._spend(tokens_in + tokens_out)
         return [answers.get(k, Scores(UNASKED)) for k in keys]
 
     def _allow(self, requests: Sequence[GenerationRequest], sampling: Sampling | None) -> list[bool]:
