@@ -95,6 +95,30 @@ def judge(
     return json.loads(cache.read_text())
 
 
+def compare(
+    rows: list[dict[str, Any]],
+    figures: dict[tuple[str, float, int], dict[str, list[float]]],
+    plain: dict[str, list[float]],
+) -> list[dict[str, Any]]:
+    """The rows with their differences, by query, from the untrained model and from SingleLH."""
+    made = []
+    for row in rows:
+        mine = figures[row["loss"], row["noise"], row["seed"]]
+        row = dict(row)
+        others = {"untrained": plain, "single_lh": figures.get(("single_lh", row["noise"], row["seed"]))}
+        for name, other in others.items():
+            if other is None or name == row["loss"]:
+                continue
+            for m in ("nDCG@10", "R@100"):
+                pair = np.array(mine[m]), np.array(other[m])
+                row[f"{m} minus {name}"] = {
+                    "mean": float(np.mean(pair[0] - pair[1])),
+                    "interval": common.paired_interval(*pair),
+                }
+        made.append(row)
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,7 +131,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--losses", nargs="+", default=["lse_pair", "single_lh", "sum_marg_lh"])
+    parser.add_argument("--losses", nargs="+", default=["sum_marg_lh", "single_lh", "lse_pair"])
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0])
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
@@ -116,6 +140,23 @@ def main() -> None:
     folder, source, work = arguments.folder, arguments.source, arguments.work
     clean = common.make_groups(folder, source, work)
     split = common.read_split(folder, source, "test")
+    if arguments.vectors is None:
+        plain = judge("minilm", folder, source, split, work / "full" / "untrained.json")
+    else:
+        from benchmarks.retriever_grid import document_vectors, embed
+
+        arguments.model = "minilm"
+        ids, texts = common.read_corpus(folder, source)
+        asked = embed("minilm", split.texts, "query", work / "queries-test.npy")
+        plain = common.measure(split, ids, *common.search(asked, document_vectors(arguments, ids, texts)))
+    baselines = {"untrained": plain, "BM25": common.bm25_figures(folder, source, split)}
+    record: dict[str, Any] = {
+        "collection": folder.name,
+        "source": source,
+        "device": common.device(),
+        "settings": {**BASE, "max_steps": arguments.steps},
+        "baselines": {k: {m: float(np.mean(v)) for m, v in f.items()} for k, f in baselines.items()},
+    }
     figures: dict[tuple[str, float, int], dict[str, list[float]]] = {}
     rows: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
@@ -141,36 +182,7 @@ def main() -> None:
                     }
                 )  # fmt: skip
                 print(json.dumps(rows[-1]), flush=True)
-    for row in rows:
-        base = figures.get(("single_lh", row["noise"], row["seed"]))
-        if base and row["loss"] != "single_lh":
-            mine = figures[row["loss"], row["noise"], row["seed"]]["nDCG@10"]
-            row["minus_single_lh"] = float(np.mean(mine) - np.mean(base["nDCG@10"]))
-            row["interval"] = common.paired_interval(np.array(mine), np.array(base["nDCG@10"]))
-    if arguments.vectors is None:
-        plain = judge("minilm", folder, source, split, work / "full" / "untrained.json")
-    else:
-        from benchmarks.retriever_grid import document_vectors, embed
-
-        arguments.model = "minilm"
-        ids, texts = common.read_corpus(folder, source)
-        asked = embed("minilm", split.texts, "query", work / "queries-test.npy")
-        plain = common.measure(split, ids, *common.search(asked, document_vectors(arguments, ids, texts)))
-    bm25 = common.bm25_figures(folder, source, split)
-    common.write_json(
-        arguments.results,
-        {
-            "collection": folder.name,
-            "source": source,
-            "device": common.device(),
-            "settings": {**BASE, "max_steps": arguments.steps},
-            "baselines": {
-                k: {m: float(np.mean(v)) for m, v in f.items()}
-                for k, f in (("untrained", plain), ("BM25", bm25))
-            },
-            "runs": rows,
-        },
-    )
+                common.write_json(arguments.results, {**record, "runs": compare(rows, figures, plain)})
 
 
 if __name__ == "__main__":
