@@ -11,7 +11,7 @@ import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-VERBS = "detox|compare|score|embed|index|search|train lm|train ngram|train scorer|train spans|train retriever|eval|judgments|groups|pool|models|status|inspect|diff|report|verify|retry|serve-dummy"
+VERBS = "detox|compare|score|embed|index|search|train lm|train ngram|train scorer|train spans|train retriever|eval|judgments|label|groups|pool|models|status|inspect|diff|report|verify|retry|serve-dummy"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
