@@ -329,6 +329,7 @@ def _prepare(config: LabelConfig, parts: Parts, task: Task, folder: Folder) -> J
         input_options=config.storage_options,
         limits=UnitLimits(rows=_UNIT_QUERIES, bytes=1 << 20),
     )
+    _settle(folder)
     _reopen(job)
     return job
 
@@ -376,6 +377,15 @@ def _write_questions(table: pa.Table, folder: Folder, rows: int) -> None:
                 pass  # torn by a kill: written again
         with home.publish(name) as temporary:
             pq.write_table(part, temporary, compression="zstd")
+
+
+def _settle(folder: Folder) -> None:
+    """Let an output that was moved go on: what the engine keeps names the old place; the answers are in the cache."""
+    name = f"{RUN}/_tamis/job.json"
+    if folder.exists(name):
+        before = str(orjson.loads(folder.read(name)).get("input", "")).rstrip("/")
+        if before != f"{folder.url.rstrip('/')}/{QUESTIONS}":
+            folder.remove(RUN)
 
 
 def _reopen(job: Job) -> None:

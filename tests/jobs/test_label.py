@@ -141,6 +141,16 @@ def test_a_finished_run_asks_nothing_again(tmp_path, server):
     )
 
 
+def test_an_output_that_was_moved_goes_on_with_the_answers_it_has(tmp_path, server):
+    pool = make_pool(tmp_path / "in", queries=2)
+    make(pool, tmp_path / "out", name_of(server), method="graded")
+    asked = server.stats.answered
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    assert make(pool, moved, name_of(server), method="graded").state == "already finished"
+    less = make(pool, moved, name_of(server), method="graded", depth=2, overwrite=True)
+    assert less.manifest["totals"]["labels"] == 4 and server.stats.answered == asked
+
+
 def test_a_judge_that_talks_nonsense_about_every_tenth_pair_costs_those_pairs(tmp_path):
     pool = make_pool(tmp_path / "in", mark="zzz")
     with DummyServer(DummyOptions(mode="judge", nonsense="zzz")) as server:
