@@ -293,12 +293,12 @@ def agree(
     from pipelines import judgments_agree as job
     from pipelines.commands.eval_quality import named
 
-    pairs = [r if "=" in r else f"{PurePosixPath(r).name.rpartition('.')[0] or r}={r}" for r in run or []]
+    runs = [r if "=" in r else f"{PurePosixPath(r).name.rpartition('.')[0] or r}={r}" for r in run or []]
     config = job.AgreeConfig(
         a=a,
         b=b,
         output=output,
-        runs=named(pairs, "--run"),
+        runs=named(runs, "--run"),
         measure=measure,
         positive_from=positive_from,
         positive_from_b=positive_from_b,

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from pipelines import judgments_agree
+from pipelines.cli import app
 from pipelines.judgments_agree import AgreeConfig
 from schemas.errors import InputError
 from tests.conftest import ROOT
@@ -235,3 +237,13 @@ def test_sets_where_nothing_is_needed_are_counted_by_themselves(tmp_path):
     result = agree(tmp_path / "out", tmp_path / "a.jsonl", tmp_path / "b.jsonl")
     assert result.sets[0].by_set["empty_accuracy"].mean == 0
     assert "none found either" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_command_compares_labels_and_rankings(tmp_path):
+    out = tmp_path / "out"
+    command = ["judgments", "agree", SAMPLE / "llm.jsonl", SAMPLE, "-o", out, "--draws", 100]
+    command += ["--run", SAMPLE / "bm25.run", "--run", f"back={SAMPLE / 'reversed.run'}"]
+    done = CliRunner().invoke(app, list(map(str, command)))
+    assert done.exit_code == 0, done.output
+    assert (out / "report.html").exists() and "kappa" in done.output
+    assert "bm25" in done.output and "back" in done.output
