@@ -60,3 +60,8 @@ class LabelConfig(BaseModel):
     def running(self) -> dict[str, Any]:
         """Options of how models in this process run."""
         return {"dtype": self.dtype, "device": self.device, "threads": self.threads}
+
+
+def default_method(model: str) -> str:
+    """The method for a judge where none is named: the embedded model is at chance when asked, and orders well by likelihood."""
+    return "likelihood" if model == "smollm2" else "yes_no"

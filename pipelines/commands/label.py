@@ -35,13 +35,14 @@ def label(
         str, typer.Option("--output", "-o", help="Folder to write to; resumed if it holds this job.")
     ],
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Pointwise: yes_no, graded, graded_verbal, likelihood. Listwise: relsel, utilsel, utilsel_specific, utilrank, item. By gain, for one "
             "reader: answer_gain, likelihood_gain, leave_one_out, marginal, erag.",
+            show_default="likelihood with smollm2, else yes_no",
             rich_help_panel=_METHOD,
         ),
-    ] = "yes_no",
+    ] = None,
     corpus: Annotated[
         str | None,
         typer.Option(help="Documents; default the pool's.", rich_help_panel=_WHAT, show_default=False),
@@ -147,7 +148,7 @@ def label(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            help="yes_no: none, or null (against a passage that says nothing).",
+            help="yes_no, likelihood: none, or null (against a passage that says nothing).",
             rich_help_panel=_METHOD,
             show_default=False,
         ),
@@ -155,7 +156,7 @@ def label(
     calibrate_on: Annotated[
         str | None,
         typer.Option(
-            help="yes_no: labels of people for some of these queries; slope and bias are fitted on them.",
+            help="yes_no, likelihood: labels of people for some of these queries; slope and bias are fitted on them.",
             rich_help_panel=_METHOD,
             show_default=False,
         ),
@@ -223,7 +224,7 @@ def label(
     """Label the documents of a pool with a language model: relevance and utility, by many methods, within a budget."""
     from pipelines import label as job
     from pipelines.cli import _run_settings
-    from pipelines.label_config import LabelConfig
+    from pipelines.label_config import LabelConfig, default_method
     from pipelines.settings import validated
 
     named = {"permutations": permutations, "threshold": threshold, "calibrate": calibrate}
@@ -234,7 +235,7 @@ def label(
         {
             "pools": tuple(pool),
             "output": output,
-            "method": method,
+            "method": method or default_method(model),
             "method_options": options,
             "corpus": corpus,
             "queries": queries,

@@ -14,7 +14,7 @@ from models import registry
 from models.lm.dummy_server import DummyOptions, DummyServer
 from pipelines import label
 from pipelines.cli import main
-from pipelines.label_config import LabelConfig
+from pipelines.label_config import LabelConfig, default_method
 from pipelines.run import RunSettings
 from pipelines.verify import verify_output
 from schemas.errors import InputError, ModelError, OutputError, TamisError
@@ -357,8 +357,11 @@ def test_a_pool_of_two_sources_is_one_list_in_its_best_order(tmp_path, server):
     make(pool, tmp_path / "out", name_of(server), depth=3)
     rows = read(tmp_path / "out").to_dicts()
     assert [(r["doc_id"], r["pool_source"], r["pool_rank"]) for r in rows] == [
-        ("d0-0", "bm25", 1), ("d0-5", "dense", 1), ("d0-1", "bm25", 2),
-    ]  # fmt: skip
+        ("d0-0", "bm25", 1),
+        ("d0-5", "dense", 1),
+        ("d0-1", "bm25", 2),
+        ("d0-4", "bm25", 5),
+    ]  # fmt: skip; what people put up is judged at any depth
 
 
 @settings(max_examples=20, deadline=None)
@@ -414,3 +417,8 @@ def test_the_command_says_what_came_of_it(tmp_path, server, capsys):
     with pytest.raises(SystemExit) as failed:
         main([*args, "--method", "nothing", "--overwrite"])
     assert failed.value.code == 2 and "choose one of" in capsys.readouterr().err
+
+
+def test_the_embedded_model_judges_by_likelihood_where_no_method_is_named():
+    assert default_method("smollm2") == "likelihood"
+    assert default_method("openai:http://localhost/v1#m") == default_method("hf:some/model") == "yes_no"
