@@ -211,7 +211,7 @@ class TestLists:
     def test_half_of_the_turns_is_no_list_prompt(self, tmp_path):
         path = tmp_path / "half.jinja"
         path.write_text("{% block passage %}{{ passage }}{% endblock %}{% block user %}x{% endblock %}")
-        with pytest.raises(PromptError, match="opening|ready|received"):
+        with pytest.raises(PromptError, match=r"opening|ready|received"):
             load_prompt(path)
 
     def test_a_turn_that_asks_for_more_is_refused_at_once(self, tmp_path):
