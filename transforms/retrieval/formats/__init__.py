@@ -8,7 +8,7 @@ from schemas.errors import InputError
 
 if TYPE_CHECKING:
     from transforms.retrieval.collection import RetrievalData
-    from transforms.retrieval.formats.base import Format, ImportOptions
+    from transforms.retrieval.formats.base import Format, ImportOptions, Source
 
 # Name -> module and constant; imported when needed, looked at in this order.
 _FORMATS = {
@@ -77,7 +77,20 @@ def read(
             raise InputError(f"format '{format_.name}' is only written")
         if format_name or (format_.recognises is not None and format_.recognises(source)):
             return format_.read(source, options), format_.name
-    raise InputError(
-        f"{url} is of no format known here; name it with --format ({', '.join(_FORMATS)}), or give a table with columns "
-        "query_id, doc_id and grade"
+    raise InputError(_why_unknown(source))
+
+
+def _why_unknown(source: Source) -> str:
+    """What stands there that no format recognises: nothing, a file that cannot be read, or other columns."""
+    from transforms.retrieval.formats.tables import columns_of
+
+    if not source.files():
+        return f"{source.url} holds no files"
+    try:
+        columns = columns_of(source)
+    except InputError as error:
+        return f"{source.url} is of no format known here ({error})"
+    return (
+        f"{source.url} is of no format known here (columns: {', '.join(sorted(columns)) or 'none'}); a table has query_id, doc_id and a "
+        f"grade, rank or score; `tamis judgments import --format` reads {', '.join(_FORMATS)}"
     )

@@ -65,7 +65,10 @@ def read_folder(source: Source, options: ImportOptions) -> RetrievalData:
 
 def recognises_table(source: Source) -> bool:
     """A file, or folder of files, whose columns are query_id, doc_id and a label or a candidate's rank."""
-    names = _columns_of(source)
+    try:
+        names = columns_of(source)
+    except InputError:
+        return False
     return {"query_id", "doc_id"} <= names and bool(names & {*_LABEL_COLUMNS, "rank", "score"})
 
 
@@ -153,12 +156,14 @@ def _side_table(folder: Folder, name: str, schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(parts) if parts else schema.empty_table()
 
 
-def _columns_of(source: Source) -> set[str]:
-    try:
-        listing = list_shards(source.url, options=dict(source.folder.options))
-        batch = next(iter(ShardReader(listing, batch_rows=8)), None)
-    except InputError:
-        return set()
+def columns_of(source: Source) -> set[str]:
+    """Columns of the first rows of a file, or of a folder's first file.
+
+    Raises:
+        InputError: It holds no table, or one that cannot be read.
+    """
+    listing = list_shards(source.url, options=dict(source.folder.options))
+    batch = next(iter(ShardReader(listing, batch_rows=8)), None)
     return set(batch.schema.names) if batch is not None else set()
 
 

@@ -9,6 +9,7 @@ Salemi and Zamani's eRAG (SIGIR 2024).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -51,7 +52,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class _Gain:
+class _Gain(ABC):
     """What the labels by an answer's quality share.
 
     Attributes:
@@ -110,19 +111,19 @@ class _Gain:
         """Orders the documents are added in (or, of methods that look at each by itself, one)."""
         return [tuple(range(len(passages.texts)))]
 
+    @abstractmethod
     def _contexts(self, plan: list[Context]) -> list[Context]:
         """Contexts to be answered in; the closed one first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _label(
         self, i: int, plan: list[Context], read: Mapping[Context, Read], answers: Sequence[str]
     ) -> Label:
         """The label of passage i; asked only where all answers are there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _needs(self, i: int, plan: list[Context]) -> tuple[Context, ...]:
         """Contexts whose answers the label of passage i needs; the first is the one its row shows."""
-        raise NotImplementedError
 
     def _labels(
         self,

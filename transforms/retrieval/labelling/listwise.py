@@ -9,6 +9,7 @@ negative. As in Zhang et al., "Utility-Focused LLM Annotation for Retrieval and 
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,7 +38,7 @@ CANDIDATES = ("selected", "pool")
 
 
 @dataclass(frozen=True)
-class Listwise:
+class Listwise(ABC):
     """What the listwise methods share; see `transforms.retrieval.labelling.lists.ListSettings` for most options.
 
     Attributes:
@@ -104,8 +105,9 @@ class Listwise:
     def _stages(self) -> int:
         return 1
 
+    @abstractmethod
     def _talk(self, query: PooledQuery, judge: Judge) -> Talk[QueryLabels]:
-        raise NotImplementedError
+        """What is asked about one query, question by question."""
 
     def _settings(self) -> ListSettings:
         return ListSettings(
