@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 NOISE = (0.0, 0.1, 0.3)
 BASE: dict[str, Any] = {
-    "train": "head", "head": "linear", "head_on": "both", "batch_size": 128, "max_positives": 4, "group_size": 8,
+    "train": "head", "head": "linear", "batch_size": 128, "max_positives": 4, "group_size": 8,
     "threads": 1, "device": "cpu", "log_steps": 1000, "save_steps": 1_000_000,
 }  # fmt: skip
 

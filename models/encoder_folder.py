@@ -5,6 +5,8 @@
     sentence_bert_config.json             its own limit of tokens
     <n>_Pooling/config.json               how token vectors become one
 
+    router_config.json                    a router in front: a chain for queries and one for documents
+
 A folder without `modules.json` is a plain transformers model: mean pooling, no normalisation, no prompts.
 """
 
@@ -38,7 +40,8 @@ class EncoderSettings:
     """How a model wants to be used.
 
     Attributes:
-        modules: Classes of its chain, by their last name (`Transformer`, `Pooling`, `Normalize`).
+        modules: Classes of its chain, by their last name (`Transformer`, `Pooling`, `Normalize`); behind a `Router` that
+            stands in front, those of the documents' route.
         pooling: How token vectors become one, `+` between several; empty where the chain has no pooling.
         normalizes: Whether its vectors have unit length.
         prompts: What is put before a text, by name.
@@ -95,7 +98,7 @@ def read_settings(folder: Path) -> EncoderSettings:
         "default_prompt": head.get("default_prompt_name"),
         "similarity": head.get("similarity_fn_name") or "cosine",
     }
-    chain = _json(folder / "modules.json")
+    chain = _chain(folder)
     if not chain:
         dimension = int((_json(folder / "config.json") or {}).get("hidden_size") or 0)
         return EncoderSettings(dimension=dimension, **common)
@@ -134,21 +137,43 @@ def describe_encoder(name: str, folder: Path, commit: str = "") -> ModelInfo:
     """
     settings = read_settings(folder)
     extra = {"pooling": settings.pooling, "similarity": settings.similarity, "dimension": settings.dimension}
-    chain = _json(folder / "modules.json") or []
+    chain = _chain(folder)
     if not chain or (folder / "config.json").is_file():
         return describe_folder("encoder", name, folder, commit, **extra)
+    if settings.modules[0] == "Router":
+        return _info(name, folder, commit, sorted(folder.glob("*/*.safetensors")), "Router", extra)
     # Older folders keep the transformer in 0_Transformer/, and a static embedding has no config.json at all.
     inner = folder / chain[0]["path"]
     weights = weight_files(inner)
     if settings.modules[0] == "Transformer":
         read_config(inner)
+    return _info(name, folder, commit, weights, settings.modules[0], extra)
+
+
+def _info(
+    name: str, folder: Path, commit: str, weights: list[Path], architecture: str, extra: dict[str, Any]
+) -> ModelInfo:
+    if not weights:
+        raise ModelError(f"{folder} holds no weights (*.safetensors)")
     return ModelInfo(
         name=name,
         kind="encoder",
         revision=commit or sha256_of_files(weights)[:16],
         source=str(folder) if not commit else name.removeprefix("hf:"),
-        extra={"architecture": settings.modules[0], **extra},
+        extra={"architecture": architecture, **extra},
     )
+
+
+def _chain(folder: Path) -> list[dict[str, Any]]:
+    """The modules as `modules.json` lists them; those of the documents' route behind a router that stands in front."""
+    listed: list[dict[str, Any]] = _json(folder / "modules.json") or []
+    if not listed or not str(listed[0]["type"]).endswith("Router"):
+        return listed
+    told = _json(folder / listed[0]["path"] / "router_config.json") or {}
+    routes = told.get("structure") or {}
+    route = "document" if "document" in routes else (told.get("parameters") or {}).get("default_route")
+    inner = [{"path": p, "type": (told.get("types") or {}).get(p, "")} for p in routes.get(route, [])]
+    return [listed[0], *inner, *listed[1:]]
 
 
 def _pooling(config: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from schemas.errors import OutputError
+from schemas.errors import OutputError, TamisError
 
 _PATIENCE = 120  # seconds
 WORK, PLAN, RECORD, SUCCESS = "_tamis", "_tamis/train.json", "train.json", "_SUCCESS"
@@ -59,19 +59,39 @@ def train_in_folder(
     Raises:
         OutputError: Another process is training into the folder.
     """
-    with locked(output):
-        if rank():
-            wait_for_plan(output, identity)
-        else:
-            if (read_record(output / PLAN) or {}).get("config_hash") != identity:
-                clear(output)
-            write_record(output / PLAN, {"config_hash": identity, "config": dict(config)})
-            emit("run", state="started", job=job, config_hash=identity)
-        plan, record, resumed = train(output)
-        if not rank():
-            figures = {k: v for k, v in (record.get("results") or {}).items() if isinstance(v, int | float)}
-            emit("run", state="finished", job=job, **figures)
+    fresh = not output.exists()
+    try:
+        with locked(output):
+            if rank():
+                wait_for_plan(output, identity)
+            else:
+                if (read_record(output / PLAN) or {}).get("config_hash") != identity:
+                    clear(output)
+                write_record(output / PLAN, {"config_hash": identity, "config": dict(config)})
+                emit("run", state="started", job=job, config_hash=identity)
+            try:
+                plan, record, resumed = train(output)
+            except TamisError as error:
+                if not rank() and not (output / WORK / "checkpoints").exists():
+                    raise _RefusedError from error
+                raise
+            if not rank():
+                figures = {
+                    k: v for k, v in (record.get("results") or {}).items() if isinstance(v, int | float)
+                }
+                emit("run", state="finished", job=job, **figures)
+    except _RefusedError as refused:
+        # Before anything was learnt: a right call finds the folder free.
+        (output / PLAN).unlink(missing_ok=True)
+        if fresh:
+            shutil.rmtree(output, ignore_errors=True)
+        assert refused.__cause__ is not None
+        raise refused.__cause__ from refused.__cause__.__cause__
     return TrainResult(output, plan, record, resumed)
+
+
+class _RefusedError(Exception):
+    """A run ended before its first checkpoint."""
 
 
 def local_folder(output: str) -> Path:

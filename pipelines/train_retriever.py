@@ -33,7 +33,9 @@ class TrainRetrieverConfig(RetrieverSettings):
     output: str = Field(description="Folder for the trained model, on this machine.")
     corpus: str | None = Field(None, description="Documents, where the groups hold ids only.")
     queries: str | None = Field(None, description="Queries, where the groups hold ids only.")
-    vectors: str | None = Field(None, description="Heads: output of `tamis embed` of the documents.")
+    vectors: str | None = Field(
+        None, description="Output of `tamis embed` of the documents, where they are not trained."
+    )
     query_vectors: str | None = Field(None, description="Heads: output of `tamis embed` of the queries.")
     allow_poisoned: bool = Field(False, description="Train on groups that were poisoned on purpose.")
     overwrite: bool = Field(False, description="Replace another run's model in the output folder.")
@@ -48,10 +50,14 @@ class TrainRetrieverConfig(RetrieverSettings):
             TamisError: They contradict one another.
         """
         super().check()
-        if (self.vectors is None) != (self.query_vectors is None):
-            raise InputError("--vectors (documents) and --query-vectors go together")
-        if self.vectors is not None and self.train != "head":
-            raise InputError("--vectors are for heads: pass --train head")
+        if self.vectors is not None and not self.documents_have_vectors:
+            raise InputError(
+                "--vectors are for documents that are not trained: pass --documents fixed or head, or --train head"
+            )
+        if self.query_vectors is not None and self.train != "head":
+            raise InputError("--query-vectors are for heads: pass --train head")
+        if self.train == "head" and (self.vectors is None) != (self.query_vectors is None):
+            raise InputError("--vectors (documents) and --query-vectors go together where a head is trained")
 
 
 def run(config: TrainRetrieverConfig) -> TrainResult:
@@ -172,16 +178,16 @@ def _complete(
 class _Embedded:
     """Reads the vectors of groups from outputs of `tamis embed`."""
 
-    documents: Any
-    queries: Any
+    sides: dict[str, Any]
     origin: dict[str, dict[str, Any]]
 
     def __call__(self, groups: GroupData) -> GroupVectors:
         from models.training.retriever_texts import GroupVectors
 
+        queries = self.sides.get("queries")
         return GroupVectors(
-            _pick(self.queries, groups.query_ids, "query"),
-            _pick(self.documents, groups.document_ids, "document"),
+            None if queries is None else _pick(queries, groups.query_ids, "query"),
+            _pick(self.sides["documents"], groups.document_ids, "document"),
         )
 
 
@@ -195,7 +201,8 @@ def _vectors(config: TrainRetrieverConfig) -> _Embedded:
     revision = registry.describe("encoder", name).revision
     opened, origin = {}, {}
     for what, url in (("documents", config.vectors), ("queries", config.query_vectors)):
-        assert url is not None
+        if url is None:
+            continue
         shards = opened[what] = VectorShards(url)
         made_by = [m for m in shards.manifest.get("models", []) if m.get("kind") == "encoder"]
         if made_by and made_by[0]["revision"] != revision:
@@ -204,11 +211,12 @@ def _vectors(config: TrainRetrieverConfig) -> _Embedded:
                 "pass --model, or embed again"
             )
         origin[what] = {"url": url, "run_id": shards.manifest.get("run_id", "")}
-    if opened["documents"].dimension != opened["queries"].dimension:
+    dimensions = {shards.dimension for shards in opened.values()}
+    if len(dimensions) > 1:
         raise InputError(
             f"vectors of documents have {opened['documents'].dimension} dimensions, of queries {opened['queries'].dimension}"
         )
-    return _Embedded(opened["documents"], opened["queries"], origin)
+    return _Embedded(opened, origin)
 
 
 def _pick(shards: Any, ids: list[str], what: str) -> Any:

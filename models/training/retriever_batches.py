@@ -93,6 +93,7 @@ class GroupCollator:
         mask: Keep masked documents out of the negatives.
         teacher: Give the grades as a teacher's scores.
         distributed: Other processes bring documents too: masks are given whole.
+        all_documents: Every document of the groups is in every batch, instead of those that are drawn.
     """
 
     groups: GroupData
@@ -103,6 +104,7 @@ class GroupCollator:
     mask: bool = True
     teacher: bool = False
     distributed: bool = False
+    all_documents: bool = False
 
     def __call__(self, rows: Sequence[GroupRow]) -> dict[str, Any]:
         """Tensors of b groups.
@@ -114,7 +116,10 @@ class GroupCollator:
         import torch
 
         drawn = [self._draw(row) for row in rows]
-        every = np.unique(np.concatenate([np.concatenate(d[:2]) for d in drawn]))
+        if self.all_documents:
+            every = np.arange(len(self.groups.document_ids), dtype=np.int64)
+        else:
+            every = np.unique(np.concatenate([np.concatenate(d[:2]) for d in drawn]))
         numbers = np.fromiter((row.number for row in rows), np.int64, len(rows))
         made, order = self.features(numbers, every)
         masks = [self.groups.mask[row.number] if self.mask else _NOTHING for row in rows]
@@ -145,12 +150,14 @@ class GroupCollator:
         draw = draw_group(
             groups.row_name(n),
             len(positives),
-            len(negatives),
+            0 if self.all_documents else len(negatives),
             seed=self.seed,
             epoch=row.epoch,
             policy=self.policy,
         )
-        chosen, others = np.array(draw.positives, np.int64), np.array(draw.negatives, np.int64)
+        chosen = np.array(draw.positives, np.int64)
+        # Where all documents are candidates its own are among them; a teacher's grades of them still count.
+        others = np.arange(len(negatives)) if self.all_documents else np.array(draw.negatives, np.int64)
         sides: tuple[Any, ...] = (positives[chosen], negatives[others])
         if not self.teacher:
             return sides
@@ -180,24 +187,35 @@ class TextFeatures:
         """`queries` and `documents`: lists of chunks (ids, mask), int64 (n, t) each; and the documents' order."""
         order = documents[np.argsort(-self.documents.lengths[documents], kind="stable")]
         return {
-            "queries": self._chunks(self.queries, rows),
-            "documents": self._chunks(self.documents, order),
+            "queries": _chunks(self.queries, rows, self.pad, self.chunk),
+            "documents": _chunks(self.documents, order, self.pad, self.chunk),
         }, order
 
-    def _chunks(self, table: TokenTable, numbers: IntArray) -> list[tuple[Any, Any]]:
+
+@dataclass(frozen=True)
+class QueryFeatures:
+    """Token tensors of a batch's queries and vectors of its documents, for queries trained against vectors.
+
+    Attributes:
+        queries: Tokens of each row's query.
+        documents: float32 (documents, d).
+        pad: Padding token id.
+        chunk: Queries a chunk.
+    """
+
+    queries: TokenTable
+    documents: FloatArray
+    pad: int
+    chunk: int
+
+    def __call__(self, rows: IntArray, documents: IntArray) -> tuple[dict[str, Any], IntArray]:
+        """`queries`: chunks (ids, mask), int64 (n, t) each; `documents` float32 (m, d), in their order."""
         import torch
 
-        made = []
-        for start in range(0, len(numbers), self.chunk):
-            sequences = [table[n] for n in numbers[start : start + self.chunk]]
-            width = max(map(len, sequences))
-            ids = np.full((len(sequences), width), self.pad, np.int64)
-            mask = np.zeros((len(sequences), width), np.int64)
-            for i, sequence in enumerate(sequences):
-                ids[i, : len(sequence)] = sequence
-                mask[i, : len(sequence)] = 1
-            made.append((torch.from_numpy(ids), torch.from_numpy(mask)))
-        return made
+        return {
+            "queries": _chunks(self.queries, rows, self.pad, self.chunk),
+            "documents": torch.from_numpy(self.documents[documents]),
+        }, documents
 
 
 @dataclass(frozen=True)
@@ -220,6 +238,23 @@ class VectorFeatures:
             "queries": torch.from_numpy(self.queries[rows]),
             "documents": torch.from_numpy(self.documents[documents]),
         }, documents
+
+
+def _chunks(table: TokenTable, numbers: IntArray, pad: int, chunk: int) -> list[tuple[Any, Any]]:
+    """Padded ids and masks of some texts, so many together."""
+    import torch
+
+    made = []
+    for start in range(0, len(numbers), chunk):
+        sequences = [table[n] for n in numbers[start : start + chunk]]
+        width = max(map(len, sequences))
+        ids = np.full((len(sequences), width), pad, np.int64)
+        mask = np.zeros((len(sequences), width), np.int64)
+        for i, sequence in enumerate(sequences):
+            ids[i, : len(sequence)] = sequence
+            mask[i, : len(sequence)] = 1
+        made.append((torch.from_numpy(ids), torch.from_numpy(mask)))
+    return made
 
 
 def _pad(lists: Sequence[npt.NDArray[Any]]) -> Any:

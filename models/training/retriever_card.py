@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from models.training.groups import DrawPolicy
+from models.training.retriever_plan import describe_draw
+
 
 def retriever_card(record: dict[str, Any]) -> str:
     """Render a run's record as a model card (Markdown with the hub's metadata header).
@@ -15,8 +18,12 @@ def retriever_card(record: dict[str, Any]) -> str:
     what = {
         "full": "All weights",
         "lora": f"A LoRA adapter of rank {settings['lora_r']} (merged in; alone in `adapter/`)",
-        "head": f"A {settings['head']} head over frozen vectors, on {settings['head_on']},",
+        "head": f"A {settings['head']} head over frozen vectors",
     }[settings["train"]]
+    if settings["documents"] == "fixed":
+        what += ", on the side of queries alone (documents keep the base model's vectors: an index of them stays good),"
+    elif settings["documents"] == "head":
+        what += f", on the side of queries, with a {settings['head']} head over the base model's vectors on that of documents,"
     parts = [_header(record), f"# {record['title']}", ""]
     parts.append(
         f"A retriever: {what} of `{record['model']['name']}` (revision `{record['model']['revision']}`) trained by tamis "
@@ -98,15 +105,26 @@ def _training(record: dict[str, Any]) -> dict[str, str]:
     rows = {
         "loss": ", ".join([loss["name"], *options]),
         "score": f"{run['similarity']} x {loss['scale']:g}",
-        "group": f"{draw['group_size']} documents, at most {draw['max_positives']} positives ({draw['positives']})",
+        "group": describe_draw(
+            DrawPolicy(draw["positives"], draw["max_positives"], draw["group_size"]),
+            settings["all_documents"],
+        ),
         "negatives": (
-            "the group's and those of the batch's other queries" if settings["in_batch"] else "the group's"
+            "every document of the groups"
+            if settings["all_documents"]
+            else "the group's and those of the batch's other queries"
+            if settings["in_batch"]
+            else "the group's"
         )
         + ("; false ones masked by id" if settings["mask"] else "; nothing masked"),
         "batch": f"{run['queries_per_step']} queries a step",
     }
     if settings["train"] != "head":
-        rows["lengths"] = f"queries {settings['query_length']}, documents {settings['passage_length']} tokens"
+        rows["lengths"] = f"queries {settings['query_length']}" + (
+            f", documents {settings['passage_length']} tokens"
+            if settings["documents"] == "shared"
+            else " tokens"
+        )
     prompts = {k: v for k, v in run["prompts"].items() if v}
     if prompts:
         rows["prompts"] = ", ".join(f"{k} `{v}`" for k, v in prompts.items())

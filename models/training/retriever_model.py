@@ -1,4 +1,4 @@
-"""What is trained of a retriever: the whole encoder, LoRA inside it, or a head over its frozen vectors.
+"""What is trained of a retriever: the encoder of both sides or of the queries alone, LoRA inside it, or heads over vectors.
 
 Import this module late: it needs torch and sentence-transformers.
 """
@@ -19,6 +19,7 @@ from models.encoder_folder import Kind
 from models.losses.cached import encode_chunks
 from models.scorers.sequence import position_limit
 from models.training.loading import BaseModel, LoraSettings, add_lora
+from models.training.retriever_settings import Documents
 from schemas.errors import ModelError
 
 Chunks = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -101,6 +102,36 @@ class TextRetriever(nn.Module):
         return vectors
 
 
+class QueryRetriever(TextRetriever):
+    """An encoder of queries, trained against documents whose vectors are there.
+
+    Args:
+        encoder: A `sentence-transformers` model: the queries' side.
+        head: Maps the documents' vectors; None leaves them as they are.
+        cached: As `TextRetriever`.
+        prompt_lengths: As `TextRetriever`.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        head: Head | None = None,
+        *,
+        cached: bool = False,
+        prompt_lengths: dict[Kind, int] | None = None,
+    ) -> None:
+        super().__init__(encoder, cached=cached, prompt_lengths=prompt_lengths)
+        self.document_head = head
+
+    def forward(self, queries: Chunks, documents: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors of queries (from chunks) and of documents (from float (m, d)): float (b, d) and (m, d)."""
+        encoded = self.encode(queries, "query")
+        if self.document_head is None:
+            return encoded, documents
+        with torch.autocast(documents.device.type, enabled=False):  # small steps away from the identity
+            return encoded, self.document_head(documents)
+
+
 def add_adapter(encoder: Any, settings: LoraSettings) -> Any:
     """Put LoRA into an encoder's transformer; all else is frozen.
 
@@ -175,52 +206,75 @@ class HeadRetriever(nn.Module):
     Args:
         dimension: Of the vectors.
         width: Hidden units; 0: linear.
-        both: Map documents by the same head; else queries alone.
+        documents: shared: mapped by the same head. fixed: left as they are. head: mapped by one of their own.
     """
 
-    def __init__(self, dimension: int, *, width: int = 0, both: bool = True) -> None:
+    def __init__(self, dimension: int, *, width: int = 0, documents: Documents = "shared") -> None:
         super().__init__()
         self.head = Head(dimension, width)
-        self.both = both
+        self.documents = documents
+        self.document_head = Head(dimension, width) if documents == "head" else None
 
     def forward(self, queries: torch.Tensor, documents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors of queries and documents, float (b, d) and (m, d)."""
-        return self.head(queries), self.head(documents) if self.both else documents
+        head = self.side("document")
+        return self.head(queries), documents if head is None else head(documents)
+
+    def side(self, kind: Kind) -> Head | None:
+        """What maps one side; None where it stays as it is."""
+        if kind == "query" or self.documents == "shared":
+            return self.head
+        return self.document_head
 
     def map(self, vectors: np.ndarray, kind: Kind) -> np.ndarray:
         """Vectors float32 (n, d) of one side as the trained model gives them, not normalised."""
-        if kind == "document" and not self.both:
+        head = self.side(kind)
+        if head is None:
             return vectors
         with torch.no_grad():
-            mapped: np.ndarray = self.head(torch.from_numpy(vectors)).numpy()
+            mapped: np.ndarray = head(torch.from_numpy(vectors)).numpy()
         return mapped
 
 
 def save_encoder(
-    encoder: Any, folder: Path, *, prompts: dict[str, str], cosine: bool, head: HeadRetriever | None = None
+    encoder: Any,
+    folder: Path,
+    *,
+    prompts: dict[str, str],
+    cosine: bool,
+    model: Any = None,
+    base: Any = None,
 ) -> None:
     """Save so that `SentenceTransformer(folder)` loads it.
 
     Args:
-        encoder: The model, trained or (with a head) as it was.
+        encoder: The `sentence-transformers` model, trained or (with a `HeadRetriever`) as it was.
         folder: Where.
         prompts: `query` and `document`: what is put before a text.
         cosine: What the vectors are compared by; else inner products.
-        head: Put behind the encoder: on both sides, or on the queries' side of a router.
+        model: What was trained. A `HeadRetriever`'s heads go behind the encoder, behind a router where the sides
+            differ; a `QueryRetriever` makes the encoder the queries' route.
+        base: With a `QueryRetriever`: the encoder as it was, the documents' route.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Router
 
+    end = [Normalize()] if cosine else []
+
+    def behind(head: Head | None) -> list[Any]:
+        return [] if head is None else [*head.layers(), *end]
+
     parts = list(encoder)
-    if head is not None:
-        end = [Normalize()] if cosine else []
-        if head.both:
-            parts += [*head.head.layers(), *end]
+    if isinstance(model, HeadRetriever):
+        if model.documents == "shared":
+            parts += behind(model.head)
         else:
             # A route needs a module; vectors that are normalised already pass unchanged.
-            kept = end or [_identity(head.head.dimension)]
-            routes = {"query": [*head.head.layers(), *end], "document": kept}
-            parts.append(Router(routes, default_route="document"))
+            kept = behind(model.document_head) or end or [_identity(model.head.dimension)]
+            parts.append(Router({"query": behind(model.head), "document": kept}, default_route="document"))
+    elif isinstance(model, QueryRetriever):
+        routes = {"query": parts, "document": [*base, *behind(model.document_head)]}
+        parts = [Router(routes, default_route="document")]
     model = SentenceTransformer(
         modules=parts, device="cpu", prompts=prompts, similarity_fn_name="cosine" if cosine else "dot"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.training.groups import DrawPolicy
+from models.training.groups import NO_CAP, DrawPolicy
 from models.training.planned import clock
 from models.training.retriever_batches import GroupCollator, GroupPlan
 from models.training.retriever_data import GroupData
@@ -111,12 +111,15 @@ def describe_plan(settings: RetrieverSettings, prepared: PreparedGroups, plan: R
     groups, policy = prepared.groups, prepared.policy
     rows = settings.queries_per_pass * settings.accumulate * processes()
     what = {"full": "all weights", "lora": f"LoRA r {settings.lora_r}"}.get(
-        settings.train, f"{settings.head} head on {settings.head_on}"
+        settings.train, f"{settings.head} head"
     )
+    if settings.documents != "shared":
+        kept = {"fixed": "as they are", "head": f"behind a {settings.head} head of their own"}
+        what += f", of the queries alone; documents {kept[settings.documents]}"
     loss = settings.loss_settings(cosine=prepared.cosine)
     lines = [
         f"data      {len(groups.query_ids):,} groups, {len(groups.document_ids):,} documents; a group draws "
-        f"{policy.most_positives} positives at most ({policy.positives}), {policy.group_size} documents",
+        f"{describe_draw(policy, settings.all_documents)}",
         f"loss      {loss.name}, {'cosine' if prepared.cosine else 'inner product'} x {loss.scale:g}; {what}",
     ]
     for s in plan.stages:
@@ -129,6 +132,20 @@ def describe_plan(settings: RetrieverSettings, prepared: PreparedGroups, plan: R
     if plan.seconds is not None:
         lines.append(f"time      about {clock(plan.seconds)}")
     return lines
+
+
+def describe_draw(policy: DrawPolicy, all_documents: bool) -> str:
+    """What an epoch takes of a group."""
+    if not all_documents:
+        return (
+            f"{policy.most_positives} positives at most ({policy.positives}), {policy.group_size} documents"
+        )
+    most = (
+        "all its positives"
+        if policy.max_positives == NO_CAP
+        else f"{policy.most_positives} positives at most"
+    )
+    return f"{most} ({policy.positives}), against every document"
 
 
 class _NoFeatures:
@@ -159,16 +176,20 @@ def check_stages(settings: RetrieverSettings, groups: GroupData) -> None:
         raise InputError("--stages names a stage twice; pass more --epochs instead")
 
 
-def check_texts(groups: GroupData) -> None:
+def check_texts(groups: GroupData, *, documents: bool = True) -> None:
     """Refuse groups that hold ids without texts.
+
+    Args:
+        groups: What was read.
+        documents: Whether the documents' texts are needed too.
 
     Raises:
         InputError: They do.
     """
-    if any(q is None for q in groups.queries) or any(d is None for d in groups.documents):
+    if any(q is None for q in groups.queries) or (documents and any(d is None for d in groups.documents)):
         raise InputError(
-            "the groups hold ids without texts: pass --corpus and --queries (or, to train a head, --vectors and "
-            "--query-vectors)"
+            "the groups hold ids without texts: pass --corpus and --queries (or --vectors where documents keep theirs, and "
+            "to train a head --query-vectors)"
         )
 
 
@@ -178,7 +199,9 @@ def _tokens(
     """Tokens of an epoch and distinct documents of a batch, from a few of its batches."""
     batches = GroupPlan(rows, settings.queries_per_pass, settings.seed, stage).batches(0)
     features: Any = _NoFeatures()
-    collate = GroupCollator(prepared.groups, prepared.policy, settings.seed, features)
+    collate = GroupCollator(
+        prepared.groups, prepared.policy, settings.seed, features, all_documents=settings.all_documents
+    )
     sampled = batches[:: max(1, len(batches) // _SAMPLED)][:_SAMPLED]
     tokens, documents, queries = 0, 0, 0
     for batch in sampled:
@@ -189,7 +212,8 @@ def _tokens(
         else:
             own = np.fromiter((row.number for row in batch), np.int64, len(batch))
             tokens += int(prepared.texts.queries.lengths[own].sum())
-            tokens += int(prepared.texts.documents.lengths[made].sum())
+            if prepared.texts.documents is not None:
+                tokens += int(prepared.texts.documents.lengths[made].sum())
     each = max(1, queries)
     return round(tokens / each * len(rows)), documents / each * min(
         settings.queries_per_pass, len(rows)

@@ -1,7 +1,7 @@
 """One training of a retriever, stage by stage, to the saved folder; resumes what a killed run left.
 
     FOLDER/_tamis/checkpoints/<stage>/   whole checkpoints, until the model is saved
-    FOLDER/_tamis/vectors/               vectors of the groups' texts (heads), until the model is saved
+    FOLDER/_tamis/vectors/               vectors of what is not trained as text, until the model is saved
     FOLDER/...                           the model: `SentenceTransformer(FOLDER)` loads it
     FOLDER/adapter/                      LoRA: the adapter alone; the model has it merged in
     FOLDER/train.json, README.md         what was done; the model card
@@ -31,11 +31,19 @@ from models.encoder_folder import read_settings
 from models.losses.settings import TEACHER_LOSSES
 from models.training.loading import BaseModel, LoraSettings, parameter_counts, save_trained
 from models.training.planned import Progress, checkpoints, remove_partial
-from models.training.retriever_batches import GroupCollator, GroupPlan, TextFeatures, VectorFeatures
+from models.training.retriever_batches import (
+    GroupCollator,
+    GroupPlan,
+    QueryFeatures,
+    TextFeatures,
+    VectorFeatures,
+)
 from models.training.retriever_card import retriever_card
 from models.training.retriever_data import GroupData, read_groups
 from models.training.retriever_model import (
+    Head,
     HeadRetriever,
+    QueryRetriever,
     TextRetriever,
     add_adapter,
     load_sentence_encoder,
@@ -81,7 +89,7 @@ class RetrieverSession:
         say: Called with each line for people.
         emit: Called with (kind, fields) for each event.
         fill: Completes groups of ids with texts; None where they have them.
-        vectors: Gives the vectors of a head's groups; None embeds the texts.
+        vectors: Gives the vectors of what is not trained as text; None embeds it.
     """
 
     settings: RetrieverSettings
@@ -128,7 +136,7 @@ class RetrieverSession:
             raise InputError(
                 f"loss '{settings.loss}' learns from grades, and some positives have none; choose another --loss"
             )
-        if self.fill is not None and (settings.train != "head" or self.vectors is None):
+        if self.fill is not None and not (settings.train == "head" and self.vectors is not None):
             groups = self.fill(groups)
         folder = self._folder_settings()
         similarity = folder.similarity if settings.similarity == "auto" else settings.similarity
@@ -139,7 +147,7 @@ class RetrieverSession:
         cosine = similarity == "cosine"
         texts = None
         if settings.train != "head":
-            check_texts(groups)
+            check_texts(groups, documents=not (settings.documents_have_vectors and self.vectors is not None))
             texts = tokenize_groups(groups, self.encoder, settings, self._prompts(folder))
         return PreparedGroups(groups, policy, cosine, texts)
 
@@ -156,12 +164,9 @@ class RetrieverSession:
         set_threads(self.settings.threads)
         plan = self.plan(prepared)
         embedding = 0.0
-        if self.settings.train == "head":
-            features: Any
-            if self.vectors is not None:
-                features = self.vectors(prepared.groups).features()
-            else:
-                features, embedding = self._pretend(prepared.groups)
+        if self.settings.documents_have_vectors and self.vectors is None:
+            vectors, embedding = self._pretend(prepared.groups)
+            features = self._of_vectors(prepared, vectors)
         else:
             features = self._features(prepared)
         model = self.make_model(prepared, features)
@@ -267,7 +272,7 @@ class RetrieverSession:
         settings = self.settings
         if settings.train == "head":
             width = settings.head_width if settings.head == "mlp" else 0
-            return HeadRetriever(int(features.queries.shape[1]), width=width, both=settings.head_on == "both")
+            return HeadRetriever(int(features.queries.shape[1]), width=width, documents=settings.documents)
         if settings.train == "lora":
             targets = settings.lora_targets
             self._adapter = add_adapter(
@@ -280,13 +285,18 @@ class RetrieverSession:
                 ),
             )
         assert prepared.texts is not None
-        return TextRetriever(
-            self.encoder, cached=settings.cached, prompt_lengths=prepared.texts.prompt_lengths
-        )
+        lengths = prepared.texts.prompt_lengths
+        if not settings.documents_have_vectors:
+            return TextRetriever(self.encoder, cached=settings.cached, prompt_lengths=lengths)
+        head = None
+        if settings.documents == "head":
+            width = settings.head_width if settings.head == "mlp" else 0
+            head = Head(int(features.documents.shape[1]), width)
+        return QueryRetriever(self.encoder, head, cached=settings.cached, prompt_lengths=lengths)
 
     def _features(self, prepared: PreparedGroups, cache: Path | None = None) -> Any:
-        """What makes tensors; a head's texts are embedded now, where nobody gave their vectors."""
-        if prepared.texts is not None:
+        """What makes tensors; what is not trained as text is embedded now, where nobody gave its vectors."""
+        if prepared.texts is not None and prepared.texts.documents is not None:
             return TextFeatures(
                 prepared.texts.queries,
                 prepared.texts.documents,
@@ -294,21 +304,27 @@ class RetrieverSession:
                 self.settings.chunk,
             )
         if self.vectors is not None:
-            return self.vectors(prepared.groups).features()
+            return self._of_vectors(prepared, self.vectors(prepared.groups))
         check_texts(prepared.groups)
         assert cache is not None
-        return embed_groups(
+        made = embed_groups(
             prepared.groups,
             self.encoder,
             self.base,
             self._prompts(self._folder_settings()),
             cache,
-            threads=self.settings.threads,
+            queries=prepared.texts is None,
             device=self.settings.device,
             say=self.say,
-        ).features()
+        )
+        return self._of_vectors(prepared, made)
 
-    def _pretend(self, groups: GroupData) -> tuple[VectorFeatures, float]:
+    def _of_vectors(self, prepared: PreparedGroups, vectors: GroupVectors) -> VectorFeatures | QueryFeatures:
+        """What makes tensors of vectors and, where queries are trained as text, of their tokens."""
+        pad = 0 if prepared.texts is None else int(self.encoder.tokenizer.pad_token_id)
+        return vectors.features(prepared.texts, pad, self.settings.chunk)
+
+    def _pretend(self, groups: GroupData) -> tuple[GroupVectors, float]:
         """Vectors of no text, and the seconds the real ones would take: some texts are embedded, and timed."""
         check_texts(groups)
         sample = [t or "" for t in groups.documents[:: max(1, len(groups.documents) // 32)][:32]]
@@ -321,7 +337,8 @@ class RetrieverSession:
             rng.standard_normal((n, width), np.float32)
             for n in (len(groups.query_ids), len(groups.document_ids))
         )
-        return VectorFeatures(queries, documents), each * (len(queries) + len(documents))
+        embedded = len(documents) + (len(queries) if self.settings.train == "head" else 0)
+        return GroupVectors(queries, documents), each * embedded
 
     def _trainer(
         self,
@@ -345,6 +362,7 @@ class RetrieverSession:
             mask=settings.mask,
             teacher=settings.loss in TEACHER_LOSSES,
             distributed=processes() > 1,
+            all_documents=settings.all_documents,
         )
         return RetrieverTrainer(
             model,
@@ -352,6 +370,7 @@ class RetrieverSession:
             loss=settings.loss_settings(cosine=prepared.cosine),
             cosine=prepared.cosine,
             in_batch=settings.in_batch,
+            head_rate=settings.head_rate,
             collator=collator,
             train_plan=GroupPlan(
                 prepared.groups.rows(stage.number), settings.queries_per_pass, settings.seed, stage.name
@@ -404,15 +423,18 @@ class RetrieverSession:
         staging.mkdir(parents=True)
         trainable, total = parameter_counts(model)
         model.cpu()
-        head = model if isinstance(model, HeadRetriever) else None
-        if head is not None:
+        before = None
+        if isinstance(model, HeadRetriever):
             total += sum(p.numel() for p in self.encoder.parameters())
+        elif isinstance(model, QueryRetriever):
+            before = load_sentence_encoder(self.base)
+            total += sum(p.numel() for p in before.parameters())
         if settings.train == "lora":
             save_trained(self._adapter, self.encoder.tokenizer, staging / "adapter")
             self._adapter.merge_and_unload()
             total -= trainable
         prompts = self._prompts(self._folder_settings())
-        save_encoder(self.encoder, staging, prompts=prompts, cosine=prepared.cosine, head=head)
+        save_encoder(self.encoder, staging, prompts=prompts, cosine=prepared.cosine, model=model, base=before)
         packages = versions()
         loss = settings.loss_settings(cosine=prepared.cosine)
         record = {

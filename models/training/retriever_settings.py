@@ -7,13 +7,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.losses.settings import LossSettings
-from models.training.groups import LOSS_POLICIES, DrawPolicy, check_loss
+from models.training.groups import LOSS_POLICIES, NO_CAP, DrawPolicy, check_loss
 from models.training.settings import COSMETIC
 from schemas.errors import TamisError
 
+Documents = Literal["shared", "fixed", "head"]
+
 DEFAULT_RATE = {"full": 3e-5, "lora": 2e-4, "head": 3e-4}
+ALL_SIZE = 1 << 30  # documents a group where every document is a candidate: no limit
 _DEFAULT_BATCH = {"full": 32, "lora": 32, "head": 128}
 _DEFAULT_EPOCHS = {"full": 1.0, "lora": 1.0, "head": 10.0}
+# Queries alone are short, and all that has to be encoded: larger batches, more passes, a higher rate.
+_QUERIES = {"batch": 128, "epochs": 6.0, "rate": 1e-4}
 COSINE_SCALE = 20.0  # a temperature of 0.05, the habit of sentence-transformers
 
 
@@ -47,10 +52,18 @@ class RetrieverSettings(BaseModel):
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_targets: str = Field("all-linear", description="`all-linear`, or module names separated by commas.")
     head: Literal["linear", "mlp"] = Field("linear", description="Kind of head; both start as the identity.")
-    head_on: Literal["both", "queries"] = Field(
-        "both", description="queries: documents keep their vectors, and an index of them stays good."
-    )
     head_width: int = Field(512, ge=1, description="Hidden units of an MLP head.")
+    documents: Documents = Field(
+        "shared",
+        description="shared: documents go through what queries go through. fixed: they keep their vectors, and an index "
+        "of them stays good. head: their vectors are mapped by a head of their own, so an index is mapped, not embedded anew.",
+    )
+    head_rate: float = Field(
+        1e-3, gt=0, description="documents head beside full or lora: peak learning rate of the head."
+    )
+    all_documents: bool = Field(
+        False, description="Every document of the groups is a candidate in every step; needs vectors."
+    )
 
     query_length: int = Field(32, ge=4, description="Most tokens of a query.")
     passage_length: int = Field(128, ge=4, description="Most tokens of a document.")
@@ -119,6 +132,10 @@ class RetrieverSettings(BaseModel):
             TamisError: The loss cannot use what would be drawn.
         """
         fitting = LOSS_POLICIES.get(self.loss, ("all",))
+        if self.all_documents:  # nothing is drawn against: every positive, unless told otherwise
+            recommended = {**recommended, "group_size": ALL_SIZE}
+            if (self.positives or fitting[0]) == "all":
+                recommended |= {"positives": "all", "max_positives": NO_CAP}
         given = self.positives or recommended.get("positives", "all")
         if self.positives is None and given not in fitting:
             given = fitting[0]
@@ -138,21 +155,42 @@ class RetrieverSettings(BaseModel):
         if self.train == "head":
             if self.cached:
                 raise TamisError("--cached is for encoders: a head works on vectors that are there")
-        elif self.head_on != "both" or self.head != "linear":
-            raise TamisError("--head and --head-on need --train head")
+        elif self.head != "linear" and self.documents != "head":
+            raise TamisError("--head needs --train head or --documents head")
+        if self.all_documents and not self.documents_have_vectors:
+            raise TamisError(
+                "--all-documents needs documents whose vectors are there: pass --documents fixed or head, or --train head"
+            )
+        if self.all_documents and not self.in_batch:
+            raise TamisError("--all-documents and --own-negatives contradict one another")
+        if self.all_documents and self.group_size is not None:
+            raise TamisError("--group-size draws documents, and --all-documents takes them all; pass one")
+
+    @property
+    def documents_have_vectors(self) -> bool:
+        """Whether documents come as vectors, not as text."""
+        return self.train == "head" or self.documents != "shared"
+
+    @property
+    def _queries_alone(self) -> bool:
+        return self.train != "head" and self.documents != "shared"
 
     @property
     def queries_per_pass(self) -> int:
         """Queries per device and forward pass."""
-        return self.batch_size or _DEFAULT_BATCH[self.train]
+        return self.batch_size or (
+            int(_QUERIES["batch"]) if self.documents_have_vectors else _DEFAULT_BATCH[self.train]
+        )
 
     def rate(self, stage: str) -> float:
         """Peak learning rate of a stage."""
-        return self.learning_rate.get(stage) or self.learning_rate.get("") or DEFAULT_RATE[self.train]
+        usual = _QUERIES["rate"] if self._queries_alone and self.train == "full" else DEFAULT_RATE[self.train]
+        return self.learning_rate.get(stage) or self.learning_rate.get("") or usual
 
     def passes(self, stage: str) -> float:
         """Epochs of a stage."""
-        return self.epochs.get(stage) or self.epochs.get("") or _DEFAULT_EPOCHS[self.train]
+        usual = _QUERIES["epochs"] if self._queries_alone else _DEFAULT_EPOCHS[self.train]
+        return self.epochs.get(stage) or self.epochs.get("") or usual
 
     def identity(self) -> dict[str, Any]:
         """The settings the model depends on."""

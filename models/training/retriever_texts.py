@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models.encoder_folder import Kind
 from models.training.loading import BaseModel
-from models.training.retriever_batches import TokenTable, VectorFeatures
+from models.training.retriever_batches import QueryFeatures, TokenTable, VectorFeatures
 from models.training.retriever_data import GroupData
 from models.training.retriever_model import longest_input
 from models.training.retriever_settings import RetrieverSettings
@@ -29,29 +29,35 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class GroupTexts:
-    """Tokens of the queries (a row each) and of the documents, prompts included."""
+    """Tokens of the queries (a row each) and of the documents, prompts included; None where documents have vectors."""
 
     queries: TokenTable
-    documents: TokenTable
+    documents: TokenTable | None
     prompt_lengths: dict[Kind, int]
 
 
 @dataclass(frozen=True)
 class GroupVectors:
-    """Vectors of the queries (a row each) and of the documents: float32 (rows, d), (documents, d)."""
+    """Vectors of the queries (a row each) and of the documents: float32 (rows, d), (documents, d).
 
-    queries: FloatArray
+    Queries that are trained as text have none.
+    """
+
+    queries: FloatArray | None
     documents: FloatArray
 
-    def features(self) -> VectorFeatures:
-        """As the collator takes them."""
+    def features(self, texts: GroupTexts | None, pad: int, chunk: int) -> VectorFeatures | QueryFeatures:
+        """As the collator takes them: the queries as `texts`, or as vectors."""
+        if texts is not None:
+            return QueryFeatures(texts.queries, self.documents, pad, chunk)
+        assert self.queries is not None
         return VectorFeatures(self.queries, self.documents)
 
 
 def tokenize_groups(
     groups: GroupData, encoder: Any, settings: RetrieverSettings, prompts: dict[str, str]
 ) -> GroupTexts:
-    """Tokenise queries and documents behind their prompts, cut at the lengths of the settings.
+    """Tokenise queries, and documents that are trained as text, behind their prompts, cut at the settings' lengths.
 
     Raises:
         ModelError: A length is more than the model can see, or no more than its prompt.
@@ -62,6 +68,8 @@ def tokenize_groups(
         "query": (groups.queries, settings.query_length, "--query-length"),
         "document": (groups.documents, settings.passage_length, "--passage-length"),
     }
+    if settings.documents_have_vectors:
+        del sides["document"]
     for kind, (texts, longest, option) in sides.items():
         if longest > limit:
             raise ModelError(f"{option} {longest} is more than the model can see ({limit})")
@@ -75,7 +83,7 @@ def tokenize_groups(
         pools = [m for m in encoder if hasattr(m, "include_prompt")]
         if prompt and any(not m.include_prompt for m in pools):
             lengths[kind] = taken - 1  # the last special token stands behind the text
-    return GroupTexts(tables["query"], tables["document"], lengths)
+    return GroupTexts(tables["query"], tables.get("document"), lengths)
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str | None], longest: int, prompt: str) -> TokenTable:
@@ -99,7 +107,7 @@ def embed_groups(
     prompts: dict[str, str],
     cache: Path,
     *,
-    threads: int,
+    queries: bool,
     device: str,
     say: Callable[[str], None],
 ) -> GroupVectors:
@@ -111,7 +119,7 @@ def embed_groups(
         base: What it was loaded from.
         prompts: Before queries and documents.
         cache: Folder the parts are kept in, so that a killed run goes on.
-        threads: torch's (already set by the caller).
+        queries: Whether to embed the queries too.
         device: auto, cpu or cuda.
         say: Called with a line for people.
 
@@ -122,8 +130,10 @@ def embed_groups(
 
     place = "cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"
     encoder.to(place)
-    made = []
+    made: dict[str, FloatArray] = {}
     for kind, texts in (("query", groups.queries), ("document", groups.documents)):
+        if kind == "query" and not queries:
+            continue
         ask = encoder.encode_query if kind == "query" else encoder.encode_document
         parts = []
         for start in range(0, len(texts), _TEXTS):
@@ -140,9 +150,9 @@ def embed_groups(
                 raise ModelError(f"{base.name} gives vectors that are not finite")
             _save(path, vectors)
             parts.append(vectors)
-        made.append(np.concatenate(parts) if parts else np.zeros((0, 0), np.float32))
+        made[kind] = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     encoder.to("cpu")
-    return GroupVectors(*made)
+    return GroupVectors(made.get("query"), made["document"])
 
 
 def _save(path: Path, vectors: FloatArray) -> None:

@@ -14,7 +14,7 @@ from models.losses.retrieval import BatchLoss, batch_loss
 from models.losses.settings import LossSettings
 from models.losses.targets import GroupIds
 from models.training.planned import PlannedTrainer
-from models.training.retriever_model import HeadRetriever
+from models.training.retriever_model import HeadRetriever, QueryRetriever
 
 
 class RetrieverTrainer(PlannedTrainer):
@@ -29,6 +29,7 @@ class RetrieverTrainer(PlannedTrainer):
         loss: Which loss.
         cosine: Compare by cosine; else by inner product.
         in_batch: Documents of other queries are negatives.
+        head_rate: Peak learning rate of the documents' head beside an encoder of queries.
         **options: As `PlannedTrainer`.
     """
 
@@ -40,14 +41,27 @@ class RetrieverTrainer(PlannedTrainer):
         loss: LossSettings,
         cosine: bool,
         in_batch: bool = True,
+        head_rate: float = 1e-3,
         **options: Any,
     ) -> None:
         super().__init__(model, args, **options)
-        self.loss, self.cosine, self.in_batch = loss, cosine, in_batch
+        self.loss, self.cosine, self.in_batch, self.head_rate = loss, cosine, in_batch, head_rate
         if isinstance(model, HeadRetriever):
             self.unit = "vectors"
         self._seen: list[BatchLoss] = []
         self.last_live: dict[str, float] = {}
+
+    def create_optimizer(self, *args: Any) -> Any:
+        """As the library makes it; a new head beside a trained encoder has a rate of its own."""
+        made = super().create_optimizer(*args)
+        head = getattr(self.model, "document_head", None) if isinstance(self.model, QueryRetriever) else None
+        own = {id(p) for p in head.parameters()} if head is not None else set()
+        for group in list(made.param_groups):
+            moved = [p for p in group["params"] if id(p) in own]
+            if moved:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+                made.add_param_group({**group, "params": moved, "lr": self.head_rate})
+        return made
 
     def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
         """Usable queries."""
@@ -55,11 +69,12 @@ class RetrieverTrainer(PlannedTrainer):
         return usable
 
     def count_tokens(self, batch: dict[str, Any]) -> int:
-        """Tokens of queries and documents, padding left out; of vectors, their number."""
+        """Tokens of queries and documents, padding left out; of vectors alone, their number."""
         sides = (batch["queries"], batch["documents"])
         if isinstance(sides[0], torch.Tensor):
             return sum(len(side) for side in sides)
-        return sum(int(mask.sum()) for side in sides for _, mask in side)
+        texts = [side for side in sides if not isinstance(side, torch.Tensor)]
+        return sum(int(mask.sum()) for side in texts for _, mask in side)
 
     def summed_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """The loss summed over usable queries."""

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
         "retriever",
         epilog="Example: tamis train retriever groups/ --output retriever/ --loss lse_pair     "
         "A head in seconds: tamis train retriever groups/ --output head/ --train head     "
+        "Queries alone, in minutes: tamis train retriever groups/ --output r/ --documents head --all-documents --loss sum_marg_lh     "
         "Curriculum: tamis train retriever groups/ --output r/ --epochs llm=2,human=1 --learning-rate llm=3e-5,human=1e-5",
     )(train_retriever)
 
@@ -88,18 +89,26 @@ def train_retriever(
     head: Annotated[
         str | None, typer.Option(help="linear or mlp.", rich_help_panel=_TRAINED, show_default=False)
     ] = None,
-    head_on: Annotated[
+    documents: Annotated[
         str | None,
         typer.Option(
-            help="both, or queries: documents keep their vectors.",
+            help="shared: as queries. fixed: they keep their vectors. head: behind a head of their own.",
             rich_help_panel=_TRAINED,
-            show_default=False,
+            show_default="shared",
         ),
     ] = None,
+    all_documents: Annotated[
+        bool,
+        typer.Option(
+            "--all-documents",
+            help="Every document is a candidate in every step; needs vectors.",
+            rich_help_panel=_LOSS,
+        ),
+    ] = False,
     vectors: Annotated[
         str | None,
         typer.Option(
-            help="Heads: output of `tamis embed` of the documents.",
+            help="Output of `tamis embed` of the documents, where they are not trained.",
             rich_help_panel=_TRAINED,
             show_default=False,
         ),
@@ -163,12 +172,16 @@ def train_retriever(
         typer.Option(
             help="Peak; by stage: llm=3e-5,human=1e-5. It starts anew with every stage.",
             rich_help_panel=_LEARNING,
-            show_default="3e-5, lora 2e-4, head 3e-4",
+            show_default="3e-5, lora 2e-4, head 3e-4, queries alone 1e-4",
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Queries a forward pass.", rich_help_panel=_LEARNING, show_default="32, head 128"),
+        typer.Option(
+            help="Queries a forward pass.",
+            rich_help_panel=_LEARNING,
+            show_default="32; heads and queries alone 128",
+        ),
     ] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Forward passes a step.", rich_help_panel=_LEARNING, show_default="1")
@@ -194,7 +207,7 @@ def train_retriever(
     given = {
         "data": groups, "output": output, "model": model, "loss": loss, "scale": scale, "positive_side": positive_side,
         "negative_side": negative_side, "divide_by_m": divide_by_m, "in_batch": in_batch, "mask": mask, "train": train,
-        "head": head, "head_on": head_on, "vectors": vectors, "query_vectors": query_vectors, "positives": positives,
+        "head": head, "documents": documents, "all_documents": all_documents, "vectors": vectors, "query_vectors": query_vectors, "positives": positives,
         "max_positives": max_positives, "group_size": group_size, "stages": _words(stages), "corpus": corpus,
         "queries": queries, "query_prefix": query_prefix, "passage_prefix": passage_prefix, "query_length": query_length,
         "passage_length": passage_length, "allow_poisoned": allow_poisoned, "epochs": epochs, "max_steps": max_steps,

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +15,7 @@ from typer.testing import CliRunner
 
 from models.training.retriever_data import read_groups
 from models.training.shards import list_shards
-from pipelines.train_retriever import TrainRetrieverConfig, run
+from pipelines.train_retriever import run
 from schemas.errors import InputError
 from schemas.groups import GROUP_SCHEMA
 from tests.jobs.retriever_parts import (
@@ -27,6 +24,7 @@ from tests.jobs.retriever_parts import (
     assert_equal_weights,
     config,
     documents,
+    kill_after,
     ranking_accuracy,
     step_events,
     weights,
@@ -111,32 +109,6 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(staged, tiny, tmp_path, t
     assert (killed / "adapter").exists() == (train == "lora")
 
 
-def kill_after(path: Path, settings: TrainRetrieverConfig) -> None:
-    """Run in a process of its own, and kill it as soon as a file is there."""
-    program = (
-        "import sys, time\n"
-        "from models.training import retriever_trainer as t\n"
-        "step = t.RetrieverTrainer.training_step\n"
-        "t.RetrieverTrainer.training_step = lambda *a, **k: (time.sleep(0.15), step(*a, **k))[1]\n"
-        "from pipelines.train_retriever import TrainRetrieverConfig, run\n"
-        "run(TrainRetrieverConfig.model_validate_json(sys.argv[1]))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, settings.model_dump_json()],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 240
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def test_stages_are_trained_in_order_and_start_their_learning_rate_anew(staged, tiny, tmp_path):
     rates = "llm=3e-3,human=1e-3"
     result = run(
@@ -154,7 +126,7 @@ def test_stages_are_trained_in_order_and_start_their_learning_rate_anew(staged, 
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-@pytest.mark.parametrize("side", ["both", "queries"])
+@pytest.mark.parametrize("side", ["shared", "fixed", "head"])
 def test_a_head_is_saved_as_a_module_that_gives_the_trained_vectors(groups, tiny, tmp_path, kind, side):
     from sentence_transformers import SentenceTransformer
 
@@ -163,20 +135,21 @@ def test_a_head_is_saved_as_a_module_that_gives_the_trained_vectors(groups, tiny
     options = {
         "train": "head",
         "head": kind,
-        "head_on": side,
+        "documents": side,
         "head_width": 24,
         "epochs": 8,
         "learning_rate": 1e-2,
     }
     result = run(config(groups, tiny, tmp_path / "head", **options))
-    assert result.record["model"]["trainable"] == (32 * 32 if kind == "linear" else 2 * 24 * 32 + 24 + 32)
+    one = 32 * 32 if kind == "linear" else 2 * 24 * 32 + 24 + 32
+    assert result.record["model"]["trainable"] == (2 if side == "head" else 1) * one
     base = SentenceTransformer(tiny, device="cpu")
     model = SentenceTransformer(str(tmp_path / "head"), device="cpu")
     texts = [t for _, t in documents()]
     moved = np.abs(model.encode_query(TOPICS) - base.encode_query(TOPICS)).max()
     kept = np.abs(model.encode_document(texts) - base.encode_document(texts)).max()
     assert moved > 1e-2
-    assert kept < 1e-5 if side == "queries" else kept > 1e-2
+    assert kept < 1e-5 if side == "fixed" else kept > 1e-2
     assert np.allclose(np.linalg.norm(model.encode_query(TOPICS), axis=1), 1, atol=1e-5)
     margins = [e["positive_score"] - e["negative_score"] for e in step_events(tmp_path / "head")]
     assert np.mean(margins[-5:]) > np.mean(margins[:5]) + 0.02  # an epoch has five steps
@@ -271,7 +244,7 @@ def test_texts_a_killed_run_embedded_are_not_embedded_again(groups, tmp_path, mo
     def embed(encoder, revision="r1"):
         return retriever_texts.embed_groups(
             data, encoder, BaseModel("m", "", revision), {"query": "", "document": ""}, tmp_path / "vectors",
-            threads=1, device="cpu", say=lambda line: None,
+            queries=True, device="cpu", say=lambda line: None,
         )  # fmt: skip
 
     cut = Counting()

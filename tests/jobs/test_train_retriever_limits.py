@@ -135,7 +135,8 @@ def test_a_dry_run_plans_and_writes_nothing(staged, tiny, tmp_path, capsys):
         ({"query_prefix": "the train is not the committee and it was very nice"}, "leaves no room"),
         ({"model": "nowhere"}, "no model 'nowhere'"),
         ({"data": "nowhere"}, "no such input"),
-        ({"vectors": "here"}, "--query-vectors"),
+        ({"vectors": "here"}, "--documents fixed or head"),
+        ({"vectors": "here", "train": "head"}, "--query-vectors"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(groups, tiny, tmp_path, options, message):
