@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,14 @@ from transforms.shards.files import Folder
 from transforms.shards.finish import MANIFEST, SUCCESS
 from transforms.shards.plan import load_plan, save_plan
 from transforms.shards.receipts import read_receipts, remove_receipts
+
+
+# By job: its module, its configuration, and the names fields have there that its record calls otherwise.
+_CONFIGS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "detox": ("pipelines.detox", "DetoxConfig", {}),
+    "score": ("pipelines.score", "ScoreConfig", {}),
+    "embed": ("pipelines.embed", "EmbedConfig", {"prompt": "prefix"}),
+}
 
 
 @dataclass(frozen=True)
@@ -57,32 +66,36 @@ def retry_output(
     Raises:
         OutputError: There is no job in the folder, or its kind cannot be retried.
     """
-    replay = _forget_dead(url, options or {}, dry_run=settings.dry_run)
-    if settings.dry_run or replay == Replay(0, 0, 0):
-        return replay, None
-    stored = orjson.loads(Folder(url, **(options or {})).read(JOB))
-    if stored["name"] != "detox":
+    folder = Folder(url, **(options or {}))
+    stored = orjson.loads(folder.read(JOB)) if folder.exists() and folder.exists(JOB) else None
+    if stored is not None and stored["name"] not in _CONFIGS:
         raise OutputError(f"{url} holds a {stored['name']} job; run its own command again instead")
-    from pipelines.detox import DetoxConfig, run
-
-    settings_then = {k: v for k, v in stored["config"].items() if k in DetoxConfig.model_fields}
+    replay = _forget_dead(url, options or {}, dry_run=settings.dry_run)
+    if settings.dry_run or replay == Replay(0, 0, 0) or stored is None:
+        return replay, None
+    module, kind, others = _CONFIGS[stored["name"]]
+    job: Any = importlib.import_module(module)
+    fields = getattr(job, kind).model_fields
+    then = {others.get(k, k): v for k, v in stored["config"].items()}
     columns = {k: stored[k] for k in ("text_column", "id_column", "seed")}
-    config = DetoxConfig.model_validate(
+    config = getattr(job, kind).model_validate(
         {
-            **settings_then,
-            **columns,
+            **{k: v for k, v in {**then, **columns}.items() if k in fields},
             "input": stored["source"],
             "output": url,
             "storage_options": options or {},
         }
     )
-    return replay, run(config, replace(settings, overwrite=False))
+    return replay, job.run(config, replace(settings, overwrite=False))
 
 
 def _forget_dead(url: str, options: dict[str, Any], *, dry_run: bool) -> Replay:
     output = Folder(url, **options)
     plan = load_plan(output) if output.exists() else None
     if plan is None or not output.exists(JOB):
+        made = orjson.loads(output.read(MANIFEST)).get("job") if output.exists(MANIFEST) else None
+        if made is not None:
+            raise OutputError(f"{url} holds a {made} job; run its own command again instead")
         raise OutputError(f"{url} holds no job; pass the folder given as --output")
     stored = orjson.loads(output.read(JOB))
     receipts = read_receipts(output, plan, stored["config_hash"])
