@@ -15,7 +15,6 @@ from transforms.shards.finish import MANIFEST, SUCCESS
 from transforms.shards.plan import load_plan, save_plan
 from transforms.shards.receipts import read_receipts, remove_receipts
 
-
 # By job: its module, its configuration, and the names fields have there that its record calls otherwise.
 _CONFIGS: dict[str, tuple[str, str, dict[str, str]]] = {
     "detox": ("pipelines.detox", "DetoxConfig", {}),
