@@ -14,7 +14,7 @@ from typing import Any
 
 from schemas.errors import TamisError
 
-JOBS = ("detox", "score")
+JOBS = ("detox", "score", "embed")
 # Options that mean something else to Beam, or only make sense at a terminal.
 _NOT_HERE = {"dry_run", "progress", "workers", "config"}
 
@@ -31,9 +31,12 @@ def command_line(argv: Sequence[str]) -> list[str]:
     given = [_split(item) for item in argv]
     job = next((value for name, value in reversed(given) if name == "job"), "detox")
     if job not in JOBS:
-        raise TamisError(f"no job {job!r}; the template runs {' and '.join(JOBS)}")
+        raise TamisError(f"no job {job!r}; the template runs {', '.join(JOBS)}")
     known = parameters(job)
-    elsewhere = {name: p for other in JOBS for name, p in parameters(other).items() if name not in known}
+    elsewhere: dict[str, set[str]] = {}
+    for name, parameter in (item for other in JOBS for item in parameters(other).items()):
+        if name not in known:
+            elsewhere.setdefault(name, set()).add(str(parameter.default))
     arguments: list[str] = []
     options: list[str] = []
     beam: list[str] = []
@@ -42,14 +45,16 @@ def command_line(argv: Sequence[str]) -> list[str]:
         if name == "job":
             continue
         if name in elsewhere:  # one template serves all jobs, and the console sends the defaults of each
-            if value not in ("", str(elsewhere[name].default)):
+            if value and value not in elsewhere[name]:
                 raise TamisError(f"{job} has no option {name}")
         elif parameter is None:
             beam.append(item)
         elif parameter.param_type_name == "argument":
             arguments.append(value)
         elif parameter.is_flag:
-            options += [parameter.opts[0]] if value.lower() in ("", "true", "1", "yes") else []
+            yes = value.lower() in ("", "true", "1", "yes")
+            off = parameter.secondary_opts[:1] if value and parameter.default is None else []
+            options += parameter.opts[:1] if yes else off
         elif value != "":  # the console sends optional parameters that were left empty
             options += [parameter.opts[0], value]
     image = os.environ.get("TAMIS_WORKER_IMAGE")

@@ -192,16 +192,18 @@ def test_launcher_image_runs_the_script_it_copies() -> None:
         cwd="/",
     )
     assert done.returncode == 2
-    assert "the template runs detox and score" in done.stderr
+    assert "the template runs detox, score, embed" in done.stderr
 
 
 def test_template_metadata_agrees_with_the_command_line() -> None:
     metadata = json.loads((ROOT / "docker/flex-template-metadata.json").read_text())
     described = {p["name"]: p for p in metadata["parameters"]}
-    known = launch.parameters("detox")
+    known = {k: p for job in reversed(launch.JOBS) for k, p in launch.parameters(job).items()}
     assert set(described) - {"job", "sdk_container_image"} <= set(known)
     required = {name for name, p in described.items() if not p.get("isOptional")}
-    assert required == {name for name, p in known.items() if p.required}
+    for job in launch.JOBS:
+        assert required == {name for name, p in launch.parameters(job).items() if p.required}
+    assert all(re.search(described["job"]["regexes"][0], job) for job in launch.JOBS)
     for name, parameter in described.items():
         assert {"label", "helpText"} <= set(parameter)
         patterns = parameter.get("regexes", [])

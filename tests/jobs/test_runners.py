@@ -555,6 +555,17 @@ def test_launcher_passes_over_defaults_of_another_job_but_not_settings(tmp_path:
         launch.command_line([*flat, "--tau=0.4"])
 
 
+def test_launcher_gives_embed_its_options_and_passes_over_the_others_defaults() -> None:
+    flat = ["--job=embed", "--input=in", "--output=out", "--text={title} {text}", "--as=query", "--normalize=false",
+            "--model=smollm2", "--scorer=jigsaw-bilstm", "--encoder=hf:org/name", "--runner=DataflowRunner"]  # fmt: skip
+    assert launch.command_line(flat) == [
+        "embed", "in", "--output", "out", "--text", "{title} {text}", "--as", "query", "--no-normalize", "--encoder",
+        "hf:org/name", "--progress", "plain", "--", "--runner=DataflowRunner",
+    ]  # fmt: skip
+    with pytest.raises(TamisError, match="detox has no option store"):
+        launch.command_line(["--input=in", "--output=out", "--store=int8"])
+
+
 def test_launcher_runs_a_job(tmp_path: Path) -> None:
     out = tmp_path / "out"
     flat = ["--job=score", f"--input={ROOT}/examples/corpus.jsonl", f"--output={out}", "--scorer=lexicon"]
@@ -568,6 +579,6 @@ def test_launcher_refuses_what_it_does_not_know(capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         launch.main(["--job=nonsense"])
     assert ended.value.code == TamisError.exit_code
-    assert capsys.readouterr().err == "tamis: no job 'nonsense'; the template runs detox and score\n"
+    assert capsys.readouterr().err == "tamis: no job 'nonsense'; the template runs detox, score, embed\n"
     with pytest.raises(TamisError, match="not --name=value"):
         launch.command_line(["input"])
