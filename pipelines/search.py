@@ -1,4 +1,8 @@
-"""`tamis search`: ask an embedded corpus; queries go through the model that embedded it, with its query prompt."""
+"""`tamis search`: ask an embedded corpus.
+
+Queries go through the model that embedded it, with its query prompt, or through one that was trained against its vectors
+(`tamis train retriever --documents fixed`).
+"""
 
 from __future__ import annotations
 
@@ -48,6 +52,7 @@ class SearchOptions:
         metric: Of an exact search: auto, cosine, dot or l2.
         prompt_name: Prompt of the model for queries, by name; None takes its own query prompt.
         prefix: Text before every query, instead of a prompt of the model.
+        query_encoder: Encoder of the queries, one that was trained against these vectors; None takes the one that made them.
         device: auto, cpu, cuda ...
         threads: torch threads.
     """
@@ -57,6 +62,7 @@ class SearchOptions:
     metric: str = "auto"
     prompt_name: str | None = None
     prefix: str | None = None
+    query_encoder: str | None = None
     device: str = "auto"
     threads: int = 1
 
@@ -71,7 +77,8 @@ class Searcher:
 
     Raises:
         OutputError: The folder holds no embeddings.
-        ModelError: The model that made them cannot be had, or has other weights now.
+        ModelError: The model that made them cannot be had, or has other weights now; the queries' encoder was not
+            trained against them.
     """
 
     def __init__(
@@ -88,8 +95,9 @@ class Searcher:
         entry = self.shards.manifest.get("index")
         self.index = VectorIndex(self.shards.folder, entry) if entry and not options.exact else None
         self.metric = self.index.metric if self.index else metric_of(self.shards.manifest, options.metric)
+        self.encoder_name = self._encoder_name()
         self.encoder = self._load()
-        settings = read_settings(find_folder(str(self._config["encoder"])))
+        settings = read_settings(find_folder(self.encoder_name))
         self.prompt = settings.prompt("query", options.prompt_name, options.prefix)
 
     def vectors(self, queries: Sequence[str]) -> FloatArray:
@@ -137,6 +145,12 @@ class Searcher:
             found |= {p: texts[p.position] for p in wanted}
         return found
 
+    def _encoder_name(self) -> str:
+        name = self._options.query_encoder
+        if name is None:
+            return str(self._config["encoder"])
+        return f"hf:{name}" if Path(name).is_dir() else name
+
     def _load(self) -> SentenceEncoder:
         config, options = self._config, self._options
         given: dict[str, Any] = {
@@ -146,15 +160,47 @@ class Searcher:
         }
         if config["pooling"]:
             given["pooling"] = config["pooling"]
-        name = str(config["encoder"])
+        name = self.encoder_name
         then = next(m for m in self.shards.manifest["models"] if m["kind"] == "encoder")
         now = registry.describe("encoder", name, **given)
-        if now.revision != then["revision"]:
+        if options.query_encoder is not None:
+            given.pop("pooling", None)
+            check_trained_against(find_folder(name), name, then["name"], then["revision"])
+        elif now.revision != then["revision"]:
             raise ModelError(
                 f"{name} has other weights ({now.revision}) than those that embedded this corpus "
                 f"({then['revision']}); embed it again, or bring the old weights back"
             )
         return registry.load("encoder", name, **given)  # type: ignore[return-value]
+
+
+def check_trained_against(folder: Path, name: str, base: str, revision: str) -> None:
+    """Whether an encoder's queries are meant for vectors of another: `tamis train retriever --documents fixed` says so.
+
+    Raises:
+        ModelError: They are not.
+    """
+    try:
+        record = orjson.loads((folder / "train.json").read_bytes())
+        start, documents = record["data"]["encoder_revision"], record["run"]["settings"]["documents"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{name} does not say what it was trained against (no train.json of `tamis train retriever`); embed the corpus with "
+            "it instead"
+        ) from error
+    if documents == "shared":
+        raise ModelError(
+            f"{name} was trained on both sides: embed the corpus with it (tamis embed ... --encoder {name})"
+        )
+    if start != revision:
+        raise ModelError(
+            f"{name} was trained against vectors of {record['model']['name']} ({start}), and these were made by {base} ({revision})"
+        )
+    if documents != "fixed":
+        raise ModelError(
+            f"{name} was trained with --documents {documents}: its documents have other vectors than these; embed the corpus "
+            f"with it (tamis embed ... --encoder {name})"
+        )
 
 
 def read_texts(output: Folder, shard: str, rows: Sequence[int], template: TextTemplate) -> list[str]:

@@ -20,6 +20,7 @@ from schemas.errors import InputError
 from schemas.fingerprint import config_hash
 
 if TYPE_CHECKING:
+    from models.encoder_folder import Kind
     from models.training.retriever_data import GroupData
     from models.training.retriever_texts import GroupVectors
     from models.training.shards import ShardListing
@@ -56,8 +57,8 @@ class TrainRetrieverConfig(RetrieverSettings):
             )
         if self.query_vectors is not None and self.train != "head":
             raise InputError("--query-vectors are for heads: pass --train head")
-        if self.train == "head" and (self.vectors is None) != (self.query_vectors is None):
-            raise InputError("--vectors (documents) and --query-vectors go together where a head is trained")
+        if self.query_vectors is not None and self.vectors is None:
+            raise InputError("--query-vectors go with --vectors (of the documents)")
 
 
 def run(config: TrainRetrieverConfig) -> TrainResult:
@@ -114,11 +115,14 @@ def run(config: TrainRetrieverConfig) -> TrainResult:
             ],
             "lineage": listing.lineage,
             "vectors": None if vectors is None else vectors.origin,
+            # What says whose vectors its documents have, where they keep them.
+            "encoder_revision": _revision(config.model) if settings.documents_have_vectors else None,
         },
         say=silent if config.quiet or rank() else to_stderr,
         emit=lambda kind, fields: None,
         fill=_filler(config),
         vectors=vectors,
+        given=() if vectors is None else vectors.given,
     )
     return train_into(session, config, "train-retriever")
 
@@ -181,6 +185,11 @@ class _Embedded:
     sides: dict[str, Any]
     origin: dict[str, dict[str, Any]]
 
+    @property
+    def given(self) -> tuple[Kind, ...]:
+        """What there are vectors of."""
+        return ("document", "query") if "queries" in self.sides else ("document",)
+
     def __call__(self, groups: GroupData) -> GroupVectors:
         from models.training.retriever_texts import GroupVectors
 
@@ -192,13 +201,9 @@ class _Embedded:
 
 
 def _vectors(config: TrainRetrieverConfig) -> _Embedded:
-    from models import registry
     from transforms.embed.vectors import VectorShards
 
-    name = config.model
-    if Path(name).is_dir():
-        name = f"hf:{name}"
-    revision = registry.describe("encoder", name).revision
+    revision = _revision(config.model)
     opened, origin = {}, {}
     for what, url in (("documents", config.vectors), ("queries", config.query_vectors)):
         if url is None:
@@ -217,6 +222,13 @@ def _vectors(config: TrainRetrieverConfig) -> _Embedded:
             f"vectors of documents have {opened['documents'].dimension} dimensions, of queries {opened['queries'].dimension}"
         )
     return _Embedded(opened, origin)
+
+
+def _revision(model: str) -> str:
+    """The encoder's revision as outputs of `tamis embed` record it."""
+    from models import registry
+
+    return registry.describe("encoder", f"hf:{model}" if Path(model).is_dir() else model).revision
 
 
 def _pick(shards: Any, ids: list[str], what: str) -> Any:

@@ -17,7 +17,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import orjson
 import transformers
 
 from models.encoder_folder import EncoderSettings as FolderSettings
-from models.encoder_folder import read_settings
+from models.encoder_folder import Kind, read_settings
 from models.losses.settings import TEACHER_LOSSES
 from models.training.loading import BaseModel, LoraSettings, parameter_counts, save_trained
 from models.training.planned import Progress, checkpoints, remove_partial
@@ -89,7 +89,8 @@ class RetrieverSession:
         say: Called with each line for people.
         emit: Called with (kind, fields) for each event.
         fill: Completes groups of ids with texts; None where they have them.
-        vectors: Gives the vectors of what is not trained as text; None embeds it.
+        vectors: Gives vectors of what is not trained as text; what it does not give is embedded.
+        given: What it gives.
     """
 
     settings: RetrieverSettings
@@ -102,6 +103,7 @@ class RetrieverSession:
     emit: Callable[[str, dict[str, Any]], None]
     fill: Callable[[GroupData], GroupData] | None = None
     vectors: Callable[[GroupData], GroupVectors] | None = None
+    given: tuple[Kind, ...] = ()
     kind: str = field(default="retriever", init=False)
     _encoder: Any = field(default=None, init=False, repr=False)
     _adapter: Any = field(default=None, init=False, repr=False)
@@ -136,7 +138,7 @@ class RetrieverSession:
             raise InputError(
                 f"loss '{settings.loss}' learns from grades, and some positives have none; choose another --loss"
             )
-        if self.fill is not None and not (settings.train == "head" and self.vectors is not None):
+        if self.fill is not None:
             groups = self.fill(groups)
         folder = self._folder_settings()
         similarity = folder.similarity if settings.similarity == "auto" else settings.similarity
@@ -164,8 +166,9 @@ class RetrieverSession:
         set_threads(self.settings.threads)
         plan = self.plan(prepared)
         embedding = 0.0
-        if self.settings.documents_have_vectors and self.vectors is None:
-            vectors, embedding = self._pretend(prepared.groups)
+        lacking = self._lacking()
+        if lacking:
+            vectors, embedding = self._pretend(prepared.groups, lacking)
             features = self._of_vectors(prepared, vectors)
         else:
             features = self._features(prepared)
@@ -303,9 +306,11 @@ class RetrieverSession:
                 self.encoder.tokenizer.pad_token_id,
                 self.settings.chunk,
             )
-        if self.vectors is not None:
-            return self._of_vectors(prepared, self.vectors(prepared.groups))
-        check_texts(prepared.groups)
+        given = self.vectors(prepared.groups) if self.vectors is not None else GroupVectors(None, None)
+        lacking = self._lacking()
+        if not lacking:
+            return self._of_vectors(prepared, given)
+        check_texts(prepared.groups, documents="document" in lacking)
         assert cache is not None
         made = embed_groups(
             prepared.groups,
@@ -313,21 +318,35 @@ class RetrieverSession:
             self.base,
             self._prompts(self._folder_settings()),
             cache,
-            queries=prepared.texts is None,
+            kinds=lacking,
             device=self.settings.device,
             say=self.say,
         )
-        return self._of_vectors(prepared, made)
+        return self._of_vectors(
+            prepared,
+            GroupVectors(
+                made.queries if "query" in lacking else given.queries,
+                made.documents if "document" in lacking else given.documents,
+            ),
+        )
+
+    def _lacking(self) -> tuple[Kind, ...]:
+        """What has to be embedded before training."""
+        wanted: tuple[Kind, ...] = ()
+        if self.settings.documents_have_vectors:
+            wanted = ("query", "document") if self.settings.train == "head" else ("document",)
+        return tuple(kind for kind in wanted if kind not in self.given)
 
     def _of_vectors(self, prepared: PreparedGroups, vectors: GroupVectors) -> VectorFeatures | QueryFeatures:
         """What makes tensors of vectors and, where queries are trained as text, of their tokens."""
         pad = 0 if prepared.texts is None else int(self.encoder.tokenizer.pad_token_id)
         return vectors.features(prepared.texts, pad, self.settings.chunk)
 
-    def _pretend(self, groups: GroupData) -> tuple[GroupVectors, float]:
+    def _pretend(self, groups: GroupData, kinds: Sequence[Kind]) -> tuple[GroupVectors, float]:
         """Vectors of no text, and the seconds the real ones would take: some texts are embedded, and timed."""
-        check_texts(groups)
-        sample = [t or "" for t in groups.documents[:: max(1, len(groups.documents) // 32)][:32]]
+        check_texts(groups, documents="document" in kinds)
+        texts = groups.documents if "document" in kinds else groups.queries
+        sample = [t or "" for t in texts[:: max(1, len(texts) // 32)][:32]]
         began = time.monotonic()
         self.encoder.encode(sample, show_progress_bar=False)
         each = (time.monotonic() - began) / len(sample)
@@ -337,7 +356,7 @@ class RetrieverSession:
             rng.standard_normal((n, width), np.float32)
             for n in (len(groups.query_ids), len(groups.document_ids))
         )
-        embedded = len(documents) + (len(queries) if self.settings.train == "head" else 0)
+        embedded = sum(len(v) for kind, v in (("query", queries), ("document", documents)) if kind in kinds)
         return GroupVectors(queries, documents), each * embedded
 
     def _trainer(

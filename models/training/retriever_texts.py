@@ -40,14 +40,15 @@ class GroupTexts:
 class GroupVectors:
     """Vectors of the queries (a row each) and of the documents: float32 (rows, d), (documents, d).
 
-    Queries that are trained as text have none.
+    Queries that are trained as text have none, nor has what is not embedded yet.
     """
 
     queries: FloatArray | None
-    documents: FloatArray
+    documents: FloatArray | None
 
     def features(self, texts: GroupTexts | None, pad: int, chunk: int) -> VectorFeatures | QueryFeatures:
         """As the collator takes them: the queries as `texts`, or as vectors."""
+        assert self.documents is not None
         if texts is not None:
             return QueryFeatures(texts.queries, self.documents, pad, chunk)
         assert self.queries is not None
@@ -107,7 +108,7 @@ def embed_groups(
     prompts: dict[str, str],
     cache: Path,
     *,
-    queries: bool,
+    kinds: Sequence[Kind],
     device: str,
     say: Callable[[str], None],
 ) -> GroupVectors:
@@ -119,7 +120,7 @@ def embed_groups(
         base: What it was loaded from.
         prompts: Before queries and documents.
         cache: Folder the parts are kept in, so that a killed run goes on.
-        queries: Whether to embed the queries too.
+        kinds: What to embed.
         device: auto, cpu or cuda.
         say: Called with a line for people.
 
@@ -132,7 +133,7 @@ def embed_groups(
     encoder.to(place)
     made: dict[str, FloatArray] = {}
     for kind, texts in (("query", groups.queries), ("document", groups.documents)):
-        if kind == "query" and not queries:
+        if kind not in kinds:
             continue
         ask = encoder.encode_query if kind == "query" else encoder.encode_document
         parts = []
@@ -152,7 +153,7 @@ def embed_groups(
             parts.append(vectors)
         made[kind] = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     encoder.to("cpu")
-    return GroupVectors(made.get("query"), made["document"])
+    return GroupVectors(made.get("query"), made.get("document"))
 
 
 def _save(path: Path, vectors: FloatArray) -> None:

@@ -268,6 +268,13 @@ def search(
         str | None,
         typer.Option(help="Text before every query, instead of the model's prompt.", show_default=False),
     ] = None,
+    query_encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Encoder of the queries, trained against these vectors (tamis train retriever --documents fixed).",
+            show_default=False,
+        ),
+    ] = None,
     tag: Annotated[str, typer.Option(help="Run tag of a TREC run.")] = "tamis",
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines, whole texts.")] = False,
     device: Device = "auto",
@@ -280,7 +287,13 @@ def search(
     if bool(query) == bool(queries):
         raise typer.BadParameter("pass a query, or --queries FILE")
     options = job.SearchOptions(
-        exact=exact, probe=probe, prompt_name=prompt_name, prefix=prefix, device=device, threads=threads
+        exact=exact,
+        probe=probe,
+        prompt_name=prompt_name,
+        prefix=prefix,
+        query_encoder=query_encoder,
+        device=device,
+        threads=threads,
     )
     searcher = job.Searcher(out, options, pairs(storage_option))
     if queries is None:

@@ -29,8 +29,8 @@ def retrieval(
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help="bm25, bm25:b=0.75, an encoder (name, folder, hf:ID), or an output of `tamis embed`; NAME= "
-            "before it names it. May be repeated.",
+            help="bm25, bm25:b=0.75, an encoder (name, folder, hf:ID), or an output of `tamis embed` (OUTPUT@ENCODER: asked by an "
+            "encoder trained against it); NAME= before it names it. May be repeated.",
             rich_help_panel=_WHAT,
         ),
     ] = None,

@@ -67,8 +67,8 @@ def pool(
     dense: Annotated[
         list[str] | None,
         typer.Option(
-            help="Output of `tamis embed`, or an encoder by name, which then embeds the corpus; NAME= before it names the "
-            "source. May be repeated.",
+            help="Output of `tamis embed` (OUTPUT@ENCODER: asked by an encoder trained against it), or an encoder by name, which "
+            "then embeds the corpus; NAME= before it names the source. May be repeated.",
             rich_help_panel=_SOURCES,
         ),
     ] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,7 +94,8 @@ class DenseRetriever:
     Args:
         name: Source of its candidates.
         depth: Documents a query.
-        reference: Output folder of `tamis embed`, or an encoder.
+        reference: Output folder of `tamis embed`, or an encoder. `FOLDER@ENCODER` asks the folder's vectors with
+            queries of an encoder that was trained against them.
         use: How the encoder is used.
         running: How it is run.
         workshop: Where the vectors of an encoder by name are kept.
@@ -121,7 +123,8 @@ class DenseRetriever:
         *,
         index: str | None = None,
     ) -> None:
-        self.name, self.depth, self.reference = name, depth, reference
+        reference, asking = split_reference(reference, storage)
+        self.name, self.depth, self.reference, self._asking = name, depth, reference, asking
         self._index = index
         self._use, self._running, self._storage = use, running, dict(storage or {})
         self.by_name = not is_embedded(reference, self._storage)
@@ -142,6 +145,8 @@ class DenseRetriever:
                 "query_prefix": use.query_prefix,
                 "query_prompt_name": use.query_prompt_name,
             }
+            if asking is not None:
+                self.settings["query_encoder"] = _revision(asking)
 
     def _describe(self, workshop: Workshop, source: CorpusSource) -> None:
         from pipelines.embed import describe
@@ -211,6 +216,7 @@ class DenseRetriever:
             metric=self._use.metric,
             prompt_name=self._use.query_prompt_name,
             prefix=self._use.query_prefix,
+            query_encoder=self._asking,
             device=self._running.device,
             threads=self._running.threads,
         )
@@ -237,6 +243,8 @@ class DenseRetriever:
             "vectors_of_other_documents": strange,
             "model": next(m for m in searcher.shards.manifest["models"] if m["kind"] == "encoder"),
         }
+        if self._asking is not None:
+            self.facts["query_encoder"] = _revision(self._asking)
 
     def _embed(self) -> None:
         from pipelines.embed import run
@@ -307,8 +315,24 @@ class DenseRetriever:
         self._searcher = self._vectors = self._corpus = None
 
 
+def split_reference(reference: str, storage: Mapping[str, Any] | None = None) -> tuple[str, str | None]:
+    """An embedded corpus and the encoder of its queries, where `FOLDER@ENCODER` names both; else the reference alone."""
+    folder, sign, encoder = reference.rpartition("@")
+    return (folder, encoder) if sign and encoder and is_embedded(folder, storage) else (reference, None)
+
+
+def _revision(encoder: str) -> str:
+    from models import registry
+
+    name = f"hf:{encoder}" if Path(encoder).is_dir() else encoder
+    return registry.describe("encoder", name).revision
+
+
 def is_embedded(reference: str, storage: Mapping[str, Any] | None = None) -> bool:
-    """Whether a reference is an output of a job, and not an encoder."""
+    """Whether a reference is an output of a job (or `FOLDER@ENCODER` of one), and not an encoder."""
+    folder, sign, encoder = reference.rpartition("@")
+    if sign and encoder and is_embedded(folder, storage):
+        return True
     if ":" in reference and "://" not in reference:
         return False
     try:

@@ -244,7 +244,7 @@ def test_texts_a_killed_run_embedded_are_not_embedded_again(groups, tmp_path, mo
     def embed(encoder, revision="r1"):
         return retriever_texts.embed_groups(
             data, encoder, BaseModel("m", "", revision), {"query": "", "document": ""}, tmp_path / "vectors",
-            queries=True, device="cpu", say=lambda line: None,
+            kinds=("query", "document"), device="cpu", say=lambda line: None,
         )  # fmt: skip
 
     cut = Counting()

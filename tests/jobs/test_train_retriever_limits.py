@@ -136,7 +136,7 @@ def test_a_dry_run_plans_and_writes_nothing(staged, tiny, tmp_path, capsys):
         ({"model": "nowhere"}, "no model 'nowhere'"),
         ({"data": "nowhere"}, "no such input"),
         ({"vectors": "here"}, "--documents fixed or head"),
-        ({"vectors": "here", "train": "head"}, "--query-vectors"),
+        ({"query_vectors": "here", "train": "head"}, "--query-vectors"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(groups, tiny, tmp_path, options, message):

@@ -182,3 +182,130 @@ def test_vectors_that_are_there_are_taken_and_ids_without_texts_do(tmp_path, tin
     done = cli.invoke(app, [*command, "--queries", str(tmp_path / "queries.parquet")])
     assert done.exit_code == 0, done.output
     assert ranking_accuracy(tmp_path / "r") > ranking_accuracy(tiny)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory, groups, tiny):
+    """An embedded corpus, and two query encoders trained against it: one keeps its vectors, one maps them."""
+    import json
+
+    from pipelines.cli import app
+
+    root = tmp_path_factory.mktemp("asked")
+    corpus = root / "beir" / "corpus.jsonl"
+    corpus.parent.mkdir()
+    rows = [{"_id": i, "title": "", "text": t} for i, t in documents()]
+    corpus.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    queries = [{"_id": f"q{t}", "text": topic} for t, topic in enumerate(TOPICS)]
+    (root / "beir" / "queries.jsonl").write_text("".join(json.dumps(r) + "\n" for r in queries))
+    (root / "beir" / "qrels").mkdir()
+    lines = ["query-id\tcorpus-id\tscore"] + [f"q{i[1:].split('-')[0]}\t{i}\t1" for i, _ in documents()]
+    (root / "beir" / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
+    words = [
+        "embed",
+        str(corpus),
+        "-o",
+        str(root / "vectors"),
+        "--id-column",
+        "_id",
+        "--text",
+        "{title} {text}",
+    ]
+    done = CliRunner().invoke(app, [*words, "--encoder", f"hf:{tiny}", "--progress", "quiet"])
+    assert done.exit_code == 0, done.output
+    for side in ("fixed", "head"):
+        options = {"documents": side, "vectors": str(root / "vectors"), "epochs": 8, "learning_rate": 1e-2}
+        run(config(groups, tiny, root / side, save_steps=200, **options))
+    return root
+
+
+def test_an_index_is_asked_by_the_encoder_that_was_trained_against_it(asked, tiny):
+    import json
+
+    from pipelines.cli import app
+
+    words = ["search", str(asked / "vectors"), TOPICS[0], "-k", "5", "--json"]
+    plain = CliRunner().invoke(app, words)
+    done = CliRunner().invoke(app, [*words, "--query-encoder", str(asked / "fixed")])
+    assert done.exit_code == 0, done.output
+    found = [json.loads(line) for line in done.output.splitlines()]
+    assert done.output != plain.output
+    ids, texts = zip(*documents(), strict=True)
+    base, model = load(tiny), load(asked / "fixed")
+    scores = (base.encode([f" {t}" for t in texts]) @ model.encode_query([TOPICS[0]]).T)[:, 0]
+    best = np.argsort(-scores, kind="stable")[:5]
+    np.testing.assert_allclose([r["score"] for r in found], scores[best], atol=1e-4)
+    assert {r["id"] for r in found} == {ids[i] for i in best}
+
+
+def test_a_head_takes_the_documents_vectors_and_embeds_the_queries(asked, groups, tiny, tmp_path):
+    options = {
+        "train": "head",
+        "documents": "fixed",
+        "all_documents": True,
+        "loss": "mnrl",
+        "learning_rate": 1e-2,
+    }
+    both = run(config(groups, tiny, tmp_path / "embedded", **options))
+    dry = run(config(groups, tiny, tmp_path / "dry", vectors=str(asked / "vectors"), dry_run=True, **options))
+    assert dry.plan.seconds > 0 and not (tmp_path / "dry").exists()
+    run(config(groups, tiny, tmp_path / "given", vectors=str(asked / "vectors"), **options))
+    assert both.record["data"]["vectors"] is None
+    one, two = (load(tmp_path / n).encode_query(TOPICS) for n in ("embedded", "given"))
+    # The index holds texts with a blank title in front; the vectors are nearly the same, and so is what is learnt.
+    assert np.einsum("ij,ij->i", one, two).min() > 0.95
+
+
+def test_it_is_evaluated_beside_the_index_own_encoder(asked, tmp_path):
+    import json
+
+    from pipelines.cli import app
+
+    vectors, model = asked / "vectors", asked / "fixed"
+    systems = [
+        "--system",
+        f"before={vectors}",
+        "--system",
+        f"after={vectors}@{model}",
+        "--system",
+        f"whole=hf:{model}",
+    ]
+    words = [
+        "eval",
+        "retrieval",
+        str(asked / "beir"),
+        "--split",
+        "test",
+        *systems,
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    done = CliRunner().invoke(app, [*words, "--progress", "quiet"])
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    runs = {n: (tmp_path / "out" / "runs" / f"{n}.run").read_text() for n in ("before", "after", "whole")}
+    ranked = {n: [line.split()[:4] for line in text.splitlines()] for n, text in runs.items()}
+    assert ranked["after"][:50] == ranked["whole"][:50] != ranked["before"][:50]
+    assert "after" in json.dumps(results)
+
+
+def test_an_encoder_that_was_not_trained_against_the_vectors_is_refused(asked, tiny, tmp_path):
+    from pipelines.search import Searcher, SearchOptions
+    from schemas.errors import ModelError
+
+    def ask(encoder):
+        return Searcher(str(asked / "vectors"), SearchOptions(query_encoder=str(encoder)))
+
+    with pytest.raises(ModelError, match="--documents head: its documents have other vectors"):
+        ask(asked / "head")
+    with pytest.raises(ModelError, match="does not say what it was trained against"):
+        ask(tiny)
+    import json
+    import shutil
+
+    other = shutil.copytree(asked / "fixed", tmp_path / "other")
+    record = json.loads((other / "train.json").read_text())
+    record["data"]["encoder_revision"] = "0000"
+    (other / "train.json").write_text(json.dumps(record))
+    with pytest.raises(ModelError, match="was trained against vectors of"):
+        ask(other)
