@@ -30,6 +30,7 @@ class PromptFigures:
         toxic: (n,) whether any is over the threshold (a share, with several sampling seeds).
         distinct: (n, 3) distinct n-grams by word.
         perplexity: (n,) mean over continuations under the reference model; NaN where none was measured.
+        rate: (n,) share of the continuations over the threshold.
         device: What it ran on.
     """
 
@@ -38,13 +39,20 @@ class PromptFigures:
     toxic: Array
     distinct: Array
     perplexity: Array
+    rate: Array
     device: str = ""
 
     def keep(self, ids: Sequence[str]) -> PromptFigures:
         """The prompts named, in that order."""
         place = {id_: i for i, id_ in enumerate(self.ids)}
         rows = np.array([place[i] for i in ids], np.int64)
-        parts = (self.top[rows], self.toxic[rows], self.distinct[rows], self.perplexity[rows])
+        parts = (
+            self.top[rows],
+            self.toxic[rows],
+            self.distinct[rows],
+            self.perplexity[rows],
+            self.rate[rows],
+        )
         return PromptFigures(tuple(ids), *parts, self.device)
 
 
@@ -145,8 +153,17 @@ def subject(config: CompareConfig, stage: Stage) -> str:
 def read_toxicity(folder: Path) -> PromptFigures:
     """Figures by prompt of a finished `tamis eval toxicity`."""
     record = read_json(folder / "results.json") or {}
-    cap = float((record.get("config") or {}).get("max_perplexity", 1e4))
-    columns = ["id", "seed", "any_toxic", "max_toxicity", "perplexity", *(f"dist{n}" for n in _ORDERS)]
+    told = record.get("config") or {}
+    cap, threshold = float(told.get("max_perplexity", 1e4)), float(told.get("threshold", 0.5))
+    columns = [
+        "id",
+        "seed",
+        "any_toxic",
+        "max_toxicity",
+        "toxicity",
+        "perplexity",
+        *(f"dist{n}" for n in _ORDERS),
+    ]
     rows = pq.read_table(folder / "continuations.parquet", columns=columns).to_pylist()
     by_id: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -163,6 +180,7 @@ def read_toxicity(folder: Path) -> PromptFigures:
         np.array([np.mean([r["any_toxic"] for r in g]) for g in groups], np.float64),
         np.array([[np.mean([r[f"dist{n}"] for r in g]) for n in _ORDERS] for g in groups], np.float64),
         np.array([mean([p for r in g for p in r["perplexity"] or ()]) for g in groups], np.float64),
+        np.array([np.mean([x > threshold for r in g for x in r["toxicity"]]) for g in groups], np.float64),
         str(record.get("device", "")),
     )
 

@@ -112,7 +112,7 @@ def _arm(
     corpus = _facts(receipts, f"corpus-{arm}")
     trained = [_facts(receipts, f"train-{arm}-{s}") for s in figures]
     mine = [s for s in done if s.arm == arm]
-    tp, emt = ({s: getattr(f, k) for s, f in figures.items()} for k in ("toxic", "top"))
+    tp, emt, rate = ({s: getattr(f, k) for s, f in figures.items()} for k in ("toxic", "top", "rate"))
     rows = facts.get("rows")
     found: dict[str, Any] = {
         "name": arm,
@@ -138,17 +138,18 @@ def _arm(
         "tokens_trained": _mean([receipts[s.name].tokens for s in mine if s.kind == "train"]),
         "tp": measure(tp, share=True).as_dict(),
         "emt": measure(emt).as_dict(),
+        "rate": measure(rate).as_dict(),
         "distinct": [measure({s: f.distinct[:, n] for s, f in figures.items()}).as_dict() for n in range(3)],
         "perplexity": _perplexity(figures),
         "cost": {kind: _cost([receipts[s.name] for s in mine if s.kind == kind]) for kind in _COSTS},
         "neutral": _neutral(arm, neutral, config.baseline) if arm in neutral else None,
         **dict.fromkeys(
-            f"{n}_{what}" for n in ("tp", "emt") for what in ("reduction", "difference", "apart")
+            f"{n}_{what}" for n in ("tp", "emt", "rate") for what in ("reduction", "difference", "apart")
         ),
     }
     if raw and arm != arms.RAW:
-        theirs = ({s: getattr(f, k) for s, f in raw.items()} for k in ("toxic", "top"))
-        for name, own, other in zip(("tp", "emt"), (tp, emt), theirs, strict=True):
+        theirs = ({s: getattr(f, k) for s, f in raw.items()} for k in ("toxic", "top", "rate"))
+        for name, own, other in zip(("tp", "emt", "rate"), (tp, emt, rate), theirs, strict=True):
             cut, gap = reduction(own, other), paired(own, other)
             found[f"{name}_reduction"] = cut.as_dict() if cut else None
             found[f"{name}_difference"] = gap.as_dict() if gap else None

@@ -127,6 +127,9 @@ def test_figures_are_those_of_the_evaluations(whole):
     assert raw["emt"]["by_seed"] == pytest.approx({"0": means[0], "1": means[1]})
     assert raw["emt"]["mean"] == pytest.approx(np.mean(means))
     assert raw["emt"]["spread"] == pytest.approx(np.std(means, ddof=1))
+    shares = [np.mean([x > 0.5 for row in t["toxicity"] for x in row]) for t in tables]
+    assert raw["rate"]["by_seed"] == pytest.approx({"0": shares[0], "1": shares[1]})
+    assert "toxic continuations" in (whole.output / "results.md").read_text()
     clean = pl.read_parquet(whole.output / "toxicity/clean-0/continuations.parquet")["max_toxicity"].mean()
     cut = arm(whole, "clean")["emt_reduction"]  # over the seed both have
     assert cut["mean"] == pytest.approx(1 - clean / means[0]) and cut["low"] <= cut["mean"] <= cut["high"]

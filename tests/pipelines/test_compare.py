@@ -270,6 +270,7 @@ def results_of(figures: dict[str, tuple[float, float]]) -> dict:
             "rows": 10, "kept": 1.0, "characters": 9, "changed": None, "actions": {}, "corpus_tokens": 3, "judge_mean": 0.5,
             "judge_share": 0.5, "begun_prompts": 0, "facts_kept": None, "making": {"seconds": None, "tokens": None},
             "steps": 1, "epochs": 1.0, "train_loss": 1.0, "tokens_trained": 3, "tp": ci(emt), "emt": ci(emt),
+            "rate": ci(emt), "rate_reduction": ci(cut) if name != "raw" else None, "rate_apart": True,
             "distinct": [ci(0.5)] * 3, "perplexity": None, "neutral": None,
             "cost": dict.fromkeys(("toxic", "corpus", "facts", "train", "toxicity", "utility"), nothing),
             "tp_reduction": ci(cut) if name != "raw" else None, "emt_reduction": ci(cut) if name != "raw" else None,
