@@ -163,7 +163,7 @@ class Searcher:
         name = self.encoder_name
         then = next(m for m in self.shards.manifest["models"] if m["kind"] == "encoder")
         now = registry.describe("encoder", name, **given)
-        if options.query_encoder is not None:
+        if now.revision != then["revision"] and options.query_encoder is not None:
             given.pop("pooling", None)
             check_trained_against(find_folder(name), name, then["name"], then["revision"])
         elif now.revision != then["revision"]:
