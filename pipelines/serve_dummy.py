@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from models.lm.dummy_server import DummyOptions, DummyServer
@@ -15,7 +16,7 @@ def run(
     latency: float = 0.0,
     model: str = "dummy",
     seed: int = 0,
-    notify: Callable[[str], None] = print,
+    notify: Callable[[str], None] = functools.partial(print, flush=True),
 ) -> None:
     """Serve until interrupted.
 
