@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 from models.lm.dummy_server import DummyOptions, DummyServer
+
+
+def _say(line: str) -> None:
+    """At once, for whoever reads it through a pipe."""
+    print(line, flush=True)
 
 
 def run(
@@ -16,7 +20,7 @@ def run(
     latency: float = 0.0,
     model: str = "dummy",
     seed: int = 0,
-    notify: Callable[[str], None] = functools.partial(print, flush=True),
+    notify: Callable[[str], None] = _say,
 ) -> None:
     """Serve until interrupted.
 
