@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -128,29 +123,3 @@ def assert_equal_weights(one, two):
 
     a, b = weights(one), weights(two)
     assert a and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def kill_after(path: Path, settings: TrainRetrieverConfig) -> None:
-    """Run in a process of its own, and kill it as soon as a file is there."""
-    program = (
-        "import sys, time\n"
-        "from models.training import retriever_trainer as t\n"
-        "step = t.RetrieverTrainer.training_step\n"
-        "t.RetrieverTrainer.training_step = lambda *a, **k: (time.sleep(0.15), step(*a, **k))[1]\n"
-        "from pipelines.train_retriever import TrainRetrieverConfig, run\n"
-        "run(TrainRetrieverConfig.model_validate_json(sys.argv[1]))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, settings.model_dump_json()],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 240
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

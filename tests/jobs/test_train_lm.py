@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +14,7 @@ from safetensors.torch import load_file
 
 from pipelines.train_lm import TrainLMConfig, main, parse, run
 from schemas.errors import FatalStepError, InputError, ModelError, OutputError, TamisError
+from tests.jobs.killing import kill_after
 from tests.models.tiny_lm import save_tiny_lm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,33 +147,6 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(tiny, texts, tmp_path):
     assert_equal_weights(tmp_path / "whole", killed)
     for figure in ("train_loss", "eval_loss", "eval_loss_before", "tokens_seen"):
         assert result.record["results"][figure] == whole.record["results"][figure]
-
-
-def kill_after(path: Path, settings: TrainLMConfig) -> None:
-    """Run in a process of its own, and kill it as soon as a file is there."""
-    # Slow steps down, so that the kill meets the middle of the run and not its end.
-    program = (
-        "import sys, time\n"
-        "from models.training import trainer\n"
-        "step = trainer.CausalTrainer.training_step\n"
-        "trainer.CausalTrainer.training_step = lambda *a, **k: (time.sleep(0.15), step(*a, **k))[1]\n"
-        "from pipelines.train_lm import TrainLMConfig, run\n"
-        "run(TrainLMConfig.model_validate_json(sys.argv[1]))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, settings.model_dump_json()],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def test_a_run_killed_after_its_last_step_takes_no_step_more(tiny, texts, tmp_path, monkeypatch):

@@ -18,13 +18,13 @@ from models.training.shards import list_shards
 from pipelines.train_retriever import run
 from schemas.errors import InputError
 from schemas.groups import GROUP_SCHEMA
+from tests.jobs.killing import kill_after
 from tests.jobs.retriever_parts import (
     ROOT,
     TOPICS,
     assert_equal_weights,
     config,
     documents,
-    kill_after,
     ranking_accuracy,
     step_events,
     weights,

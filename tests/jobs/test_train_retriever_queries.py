@@ -12,12 +12,12 @@ from models.training.retriever_settings import RetrieverSettings
 from models.training.shards import list_shards
 from pipelines.train_retriever import run
 from schemas.errors import InputError, TamisError
+from tests.jobs.killing import kill_after
 from tests.jobs.retriever_parts import (
     TOPICS,
     assert_equal_weights,
     config,
     documents,
-    kill_after,
     ranking_accuracy,
     step_events,
     write_groups,

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +12,7 @@ from typer.testing import CliRunner
 from models import registry
 from pipelines.train_scorer import TrainScorerConfig, make_config, run
 from schemas.errors import InputError, ModelError, OutputError, TamisError
+from tests.jobs.killing import kill_after
 from tests.models.tiny_classifier import WORDS, save_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,32 +196,6 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(posts, tiny, tmp_path):
         assert result.record["results"][figure] == whole.record["results"][figure]
     again = run(config(posts, tiny, killed, **options))
     assert again.plan is None and again.record == result.record
-
-
-def kill_after(path: Path, settings: TrainScorerConfig) -> None:
-    """Run in a process of its own, and kill it as soon as a file is there."""
-    program = (
-        "import sys, time\n"
-        "from models.training import classifier\n"
-        "step = classifier.ClassifierTrainer.training_step\n"
-        "classifier.ClassifierTrainer.training_step = lambda *a, **k: (time.sleep(0.15), step(*a, **k))[1]\n"
-        "from pipelines.train_scorer import TrainScorerConfig, run\n"
-        "run(TrainScorerConfig.model_validate_json(sys.argv[1]))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, settings.model_dump_json()],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def test_a_scorer_trained_on_says_all_it_ever_learned_from(posts, trained, tmp_path):
