@@ -119,6 +119,11 @@ def read_settings(folder: Path) -> EncoderSettings:
     return EncoderSettings(modules, pooling, "Normalize" in modules, dimension=dimension, **common)
 
 
+def encoder_name(name: str) -> str:
+    """An encoder as the registry takes it: `hf:` stands before a folder of this machine."""
+    return f"hf:{name}" if Path(name).is_dir() else name
+
+
 def find_folder(name: str) -> Path:
     """The folder of an encoder by name.
 

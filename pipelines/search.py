@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models import registry
-from models.encoder_folder import find_folder, read_settings
+from models.encoder_folder import encoder_name, find_folder, read_settings
 from models.encoders import SentenceEncoder
 from schemas.columns import to_text
 from schemas.errors import InputError, ModelError, OutputError
@@ -95,7 +95,7 @@ class Searcher:
         entry = self.shards.manifest.get("index")
         self.index = VectorIndex(self.shards.folder, entry) if entry and not options.exact else None
         self.metric = self.index.metric if self.index else metric_of(self.shards.manifest, options.metric)
-        self.encoder_name = self._encoder_name()
+        self.encoder_name = encoder_name(options.query_encoder or str(self._config["encoder"]))
         self.encoder = self._load()
         settings = read_settings(find_folder(self.encoder_name))
         self.prompt = settings.prompt("query", options.prompt_name, options.prefix)
@@ -144,12 +144,6 @@ class Searcher:
             texts = dict(zip(rows, read_texts(self.shards.folder, shard, rows, template), strict=True))
             found |= {p: texts[p.position] for p in wanted}
         return found
-
-    def _encoder_name(self) -> str:
-        name = self._options.query_encoder
-        if name is None:
-            return str(self._config["encoder"])
-        return f"hf:{name}" if Path(name).is_dir() else name
 
     def _load(self) -> SentenceEncoder:
         config, options = self._config, self._options

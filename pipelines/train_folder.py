@@ -72,7 +72,7 @@ def train_in_folder(
             try:
                 plan, record, resumed = train(output)
             except TamisError as error:
-                if not rank() and not (output / WORK / "checkpoints").exists():
+                if not rank() and _nothing_made(output):
                     raise _RefusedError from error
                 raise
             if not rank():
@@ -81,7 +81,7 @@ def train_in_folder(
                 }
                 emit("run", state="finished", job=job, **figures)
     except _RefusedError as refused:
-        # Before anything was learnt: a right call finds the folder free.
+        # Nothing was made that a later run could use: a right call finds the folder free.
         (output / PLAN).unlink(missing_ok=True)
         if fresh:
             shutil.rmtree(output, ignore_errors=True)
@@ -91,7 +91,13 @@ def train_in_folder(
 
 
 class _RefusedError(Exception):
-    """A run ended before its first checkpoint."""
+    """A run ended before it made anything."""
+
+
+def _nothing_made(output: Path) -> bool:
+    """Whether a folder holds no more than a run's lock, plan and events: no checkpoint, no vector, no model."""
+    others = [p for p in output.iterdir() if p.name != WORK]
+    return not others and {p.name for p in (output / WORK).iterdir()} <= {"lock", "events", Path(PLAN).name}
 
 
 def local_folder(output: str) -> Path:

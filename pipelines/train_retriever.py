@@ -227,8 +227,9 @@ def _vectors(config: TrainRetrieverConfig) -> _Embedded:
 def _revision(model: str) -> str:
     """The encoder's revision as outputs of `tamis embed` record it."""
     from models import registry
+    from models.encoder_folder import encoder_name
 
-    return registry.describe("encoder", f"hf:{model}" if Path(model).is_dir() else model).revision
+    return registry.describe("encoder", encoder_name(model)).revision
 
 
 def _pick(shards: Any, ids: list[str], what: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -323,9 +322,9 @@ def split_reference(reference: str, storage: Mapping[str, Any] | None = None) ->
 
 def _revision(encoder: str) -> str:
     from models import registry
+    from models.encoder_folder import encoder_name
 
-    name = f"hf:{encoder}" if Path(encoder).is_dir() else encoder
-    return registry.describe("encoder", name).revision
+    return registry.describe("encoder", encoder_name(encoder)).revision
 
 
 def is_embedded(reference: str, storage: Mapping[str, Any] | None = None) -> bool:

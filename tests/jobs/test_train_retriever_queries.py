@@ -312,3 +312,33 @@ def test_an_encoder_that_was_not_trained_against_the_vectors_is_refused(asked, t
     (other / "train.json").write_text(json.dumps(record))
     with pytest.raises(ModelError, match="was trained against vectors of"):
         ask(other)
+
+
+def test_a_run_that_fails_keeps_what_it_paid_for(groups, tiny, tmp_path, monkeypatch):
+    """The documents are embedded, then the training fails: the vectors stay, and the same command uses them."""
+    from models.training import retriever_session
+    from schemas.errors import ModelError
+
+    def fail(*arguments, **options):
+        raise ModelError("no room")
+
+    settings = config(groups, tiny, tmp_path / "r", documents="fixed")
+    with monkeypatch.context() as patch:
+        patch.setattr(retriever_session.RetrieverSession, "fit", fail)
+        with pytest.raises(ModelError, match="no room"):
+            run(settings)
+    kept = sorted((tmp_path / "r" / "_tamis" / "vectors").iterdir())
+    assert kept
+    stamps = [p.stat().st_mtime_ns for p in kept]
+    seen = []
+    save = retriever_session.shutil.rmtree
+    monkeypatch.setattr(
+        retriever_session.shutil,
+        "rmtree",
+        lambda path, **options: (
+            seen.extend(p.stat().st_mtime_ns for p in kept if p.exists()),
+            save(path, **options),
+        ),
+    )
+    run(settings)
+    assert seen[: len(stamps)] == stamps and (tmp_path / "r" / "_SUCCESS").exists()
