@@ -8,6 +8,8 @@ Contestants, all with the same prompts, temperatures (5 x 2 candidates), repetit
 
     plain     sampling from the base model alone (`LocalLanguageModel`)
     adapters  SoCD, both sides as adapters on one base, in one forward pass
+    stacked   the same with a toxic adapter on top of the base side's, in the last layers only (`--layers`, as a detox
+              job trains it by default): the layers below are computed once
     models    SoCD, two models of one size in lockstep
     peft      SoCD, both sides in one forward pass by peft's `adapter_names` (plain layers, plain cache)
     release   as the released code does it: for every temperature, transformers' `generate` with a logits processor
@@ -27,6 +29,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -39,7 +42,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 RESULTS = Path(__file__).resolve().parent / "results" / "socd.json"
-CONTESTANTS = ("plain", "adapters", "models", "peft", "release")
+CONTESTANTS = ("plain", "adapters", "stacked", "models", "peft", "release")
 TEXTS = (
     "You are a complete idiot if you think this plan will ever work.",
     "Stop being so stupid and read the manual for once in your life, will you?",
@@ -48,15 +51,20 @@ TEXTS = (
 )
 
 
-def make_adapter(folder: Path, model_folder: Path, like: Path | None) -> Path:
-    """A LoRA adapter with random weights; of the ranks and places of another one, where that is given."""
+def make_adapter(folder: Path, model_folder: Path, like: Path | None, layers: int = 0) -> Path:
+    """A LoRA adapter with random weights; of the ranks and places of another one, where that is given.
+
+    With `layers` it lies on top of that one, in the last so many layers (of rank 8, as a detox job trains it).
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-    if like is not None:
+    if layers:
+        settings |= {"r": 8, "lora_alpha": 16}
+    elif like is not None:
         theirs = json.loads((like / "adapter_config.json").read_text("utf-8"))
         settings = {name: theirs[name] for name in settings}
     with torch.device("meta"):
@@ -64,25 +72,32 @@ def make_adapter(folder: Path, model_folder: Path, like: Path | None) -> Path:
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
     generator = torch.Generator().manual_seed(1)
     state = {}
+    first = model.config.num_hidden_layers - layers
     for name, weight in model.named_parameters():
-        if "lora_" in name:
+        number = re.search(r"\.layers\.(\d+)\.", name)
+        if "lora_" in name and (not layers or (number and int(number[1]) >= first)):
             scale = 0.004 if "lora_B" in name else weight.shape[1] ** -0.5
             drawn = torch.randn(weight.shape, generator=generator) * scale
             state[name.replace(".default", "")] = drawn
     model.peft_config["default"].save_pretrained(folder)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    if layers and like is not None:
+        from models.lm.factors import stack_adapters
+
+        stack_adapters(like, folder)
     return folder
 
 
 class Setting:
     """What all contestants share."""
 
-    def __init__(self, args: argparse.Namespace, toxic: Path) -> None:
+    def __init__(self, args: argparse.Namespace, toxic: Path, stacked: Path | None = None) -> None:
         from models.lm.folder import find_adapter
         from models.prompts import load_prompt
         from models.protocols import GenerationRequest, Sampling
 
         self.folder, self.adapter, self.toxic = args.folder, find_adapter(args.adapter), toxic
+        self.stacked = stacked
         self.options = {"dtype": args.dtype, "device": args.device, "threads": 1}
         self.sampling = Sampling(max_new_tokens=args.tokens)
         prompt = load_prompt("detox-rewrite-v1")
@@ -129,6 +144,17 @@ def adapters(setting: Setting) -> Callable[[], int]:
 
     pair = load_pair(setting.folder, adapter=setting.adapter, toxic_adapter=setting.toxic, **setting.options)
     assert isinstance(pair, TwoAdapters), "the adapters are not plain LoRA"
+    return paired(setting, pair)
+
+
+def stacked(setting: Setting) -> Callable[[], int]:
+    """The toxic adapter on top of the base side's, in the last layers only."""
+    from models.decoding.pair import TwoAdapters, load_pair
+
+    pair = load_pair(
+        setting.folder, adapter=setting.adapter, toxic_adapter=setting.stacked, **setting.options
+    )
+    assert isinstance(pair, TwoAdapters) and pair.shared, "no layer is common to both sides"
     return paired(setting, pair)
 
 
@@ -286,6 +312,7 @@ def summarise(rounds: list[dict[str, dict[str, float]]], args: argparse.Namespac
         "processor": platform.processor() or platform.machine(),
         "dtype": args.dtype,
         "texts": args.texts,
+        "stacked_layers": args.layers,
         "candidates_per_text": 10,
         "tokens_per_candidate": args.tokens,
         "rounds": args.rounds,
@@ -306,6 +333,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="smollm2, or a folder")
     parser.add_argument("--adapter", default="detox", help="the base side's")
     parser.add_argument("--toxic-adapter", type=Path, help="by default random weights, of the other's size")
+    parser.add_argument("--layers", type=int, default=10, help="of a stacked toxic adapter")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--texts", type=int, default=2, choices=range(1, len(TEXTS) + 1))
     parser.add_argument("--tokens", type=int, default=32)
@@ -327,7 +355,8 @@ def main() -> None:
         toxic = args.toxic_adapter or make_adapter(
             Path(scratch) / "toxic", args.folder, find_adapter(args.adapter)
         )
-        setting = Setting(args, toxic)
+        on_top = make_adapter(Path(scratch) / "stacked", args.folder, find_adapter(args.adapter), args.layers)
+        setting = Setting(args, toxic, on_top)
         runs = {name: globals()[name](setting) for name in args.contestants.split(",")}
         for run in runs.values():
             run()  # kernels are compiled at the first run of a shape

@@ -41,7 +41,8 @@ class ToxicTrainingOptions(BaseModel):
     """How a toxic model is trained where contrastive decoding is asked for and none is given.
 
     HSPD fine-tunes for 1.3 epochs on the toxic texts of the very corpus (all weights, learning rate 2e-5). The defaults
-    here are a LoRA adapter on the rewriter's base, which costs its own size in memory, and about one epoch.
+    here are a LoRA adapter in the last third of the rewriter's layers, on top of the rewriter's own adapter: it costs its own
+    size in memory, the layers below are computed once for both sides, and it is trained for about one epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +57,12 @@ class ToxicTrainingOptions(BaseModel):
     batch_size: int = Field(1, ge=1, description="Rows of `max_length` tokens a step.")
     max_length: int = Field(
         512, ge=8, description="Tokens of a row; texts are packed, and none sees another."
+    )
+    layers: int | None = Field(
+        None,
+        ge=0,
+        description="In how many of the last layers the adapter lies, on top of the rewriter's; None: a third of them, 0: "
+        "in all layers, on the plain base.",
     )
     lora_r: int = Field(8, ge=1, description="Rank of the adapter.")
     lora_alpha: int = Field(16, ge=1, description="Its scale: the update is multiplied by alpha / r.")
@@ -275,6 +282,8 @@ class DetoxConfig(BaseModel):
         train = settings["decoding"].pop("train")
         if self.trains:
             del train["threads"]
+            if train["layers"] == 0:  # as all were before there was a choice: these keep their hash
+                del train["layers"]
             settings["decoding"]["train"] = train
         return settings
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from schemas.errors import OutputError, TamisError
+from schemas.errors import ModelError, OutputError, TamisError
 
 _PATIENCE = 120  # seconds
 WORK, PLAN, RECORD, SUCCESS = "_tamis", "_tamis/train.json", "train.json", "_SUCCESS"
@@ -72,7 +72,7 @@ def train_in_folder(
             try:
                 plan, record, resumed = train(output)
             except TamisError as error:
-                if not rank() and _nothing_made(output):
+                if not rank() and _nothing_made(output, error):
                     raise _RefusedError from error
                 raise
             if not rank():
@@ -94,10 +94,14 @@ class _RefusedError(Exception):
     """A run ended before it made anything."""
 
 
-def _nothing_made(output: Path) -> bool:
-    """Whether a folder holds no more than a run's lock, plan and events: no checkpoint, no vector, no model."""
+def _nothing_made(output: Path, error: TamisError) -> bool:
+    """Whether a folder holds no more than a run's lock, plan and events: no checkpoint, no vector, no model.
+
+    Tokens of a run whose model was refused serve nobody either: with another model or other settings it is another run.
+    """
     others = [p for p in output.iterdir() if p.name != WORK]
-    return not others and {p.name for p in (output / WORK).iterdir()} <= {"lock", "events", Path(PLAN).name}
+    plain = {"lock", "events", Path(PLAN).name} | ({"tokens"} if isinstance(error, ModelError) else set())
+    return not others and {p.name for p in (output / WORK).iterdir()} <= plain
 
 
 def local_folder(output: str) -> Path:

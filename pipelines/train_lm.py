@@ -99,12 +99,14 @@ def run(config: TrainLMConfig) -> TrainResult:
     base = resolve_model(config.model)
     fingerprints = [shard_fingerprint(shard, listing.options) for shard in listing.shards]
     settings = config.settings()
+    below = find_below(settings)
     identity = config_hash(
         {
             "settings": settings.identity(),
             "shards": fingerprints,
             "form": form.describe(),
             "base": base.revision,
+            **({"on_adapter": below["revision"]} if below else {}),
         }
     )
     events = EventLog(Folder(str(output)))
@@ -119,6 +121,7 @@ def run(config: TrainLMConfig) -> TrainResult:
         command=config.command_line(),
         say=say,
         emit=lambda kind, fields: None if rank() else events.emit("train", event=kind, **fields),
+        below=below,
     )
     if config.dry_run:
         with tempfile.TemporaryDirectory(prefix="tamis-train-") as folder:
@@ -136,6 +139,26 @@ def run(config: TrainLMConfig) -> TrainResult:
     assert result.record is not None
     say(f"saved {result.record['kind']} in {output}")
     return result
+
+
+def find_below(settings: TrainSettings) -> dict[str, str] | None:
+    """Name and revision of the adapter to train on top of; None where none is named.
+
+    Raises:
+        ModelError: It is not there, or no plain LoRA adapter.
+        TamisError: Settings that exclude each other.
+    """
+    if settings.lora_layers and not settings.lora:
+        raise TamisError("--lora-layers needs --lora")
+    if not settings.on_adapter:
+        return None
+    if settings.dora:
+        raise TamisError("--on-adapter and --dora exclude each other: a DoRA adapter cannot hold another one")
+    from models.lm.factors import plain_factors
+    from models.lm.folder import adapter_revision, find_adapter
+
+    plain_factors(settings.on_adapter)
+    return {"name": settings.on_adapter, "revision": adapter_revision(find_adapter(settings.on_adapter))}
 
 
 def main(argv: Sequence[str]) -> int:

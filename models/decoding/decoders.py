@@ -28,6 +28,7 @@ class PairedLayer(SharedPrefixLayer):
 
     def attend(self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
         """See `SharedPrefixLayer.attend`."""
+        mask = mask if mask is None else mask[:1]  # a prompt is read alone
         return torch.cat(super().attend(_as_heads(query), mask, scaling).chunk(2, dim=2))
 
 

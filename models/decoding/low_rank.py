@@ -9,35 +9,16 @@ the difference to the second half (as S-LoRA, Sheng et al. 2023, arXiv 2311.0328
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from models.lm.folder import ADAPTER_WEIGHTS, find_adapter, weight_files
+from models.lm.factors import Factors
 from models.lm.packed import PackedLinear
 
-_PREFIX = "base_model.model."
-_PLAIN: dict[
-    str, tuple[Any, ...]
-] = {  # settings of peft's that change what an adapter computes; with any other value it is not merely low rank
-    "peft_type": ("LORA",),
-    "use_dora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "alpha_pattern": (None, {}),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None, []),
-}
 # A few rows have matrix kernels of their own, which may sum in another order.
 LEAST_ROWS = 4
 # Up to here products are small (candidates of a few requests), above they are large (prompts).
@@ -46,63 +27,14 @@ FEW_ROWS = 64
 ALIGNMENT = 16
 
 
-class Factors(NamedTuple):
-    """A matrix of low rank, up @ down: shapes (out, rank) and (rank, in), float32."""
-
-    up: torch.Tensor
-    down: torch.Tensor
-
-
-def read_factors(adapter: str | Path) -> dict[str, Factors] | None:
-    """An adapter's change to each linear layer of its base model.
-
-    Args:
-        adapter: Name or folder of a LoRA adapter (`models.lm.folder.find_adapter`).
-
-    Returns:
-        By module name of the base model, with the adapter's scale in `up`; None for an adapter that changes the model
-        in another way than by adding matrices of low rank to linear layers (DoRA, embeddings, whole modules).
-
-    Raises:
-        ModelError: No such adapter.
-    """
-    folder = find_adapter(adapter)
-    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    if any(name in config and config[name] not in plain for name, plain in _PLAIN.items()):
-        return None
-    (file, *_) = weight_files(folder, ADAPTER_WEIGHTS)
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in _read(file).items():
-        name, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
-        if part not in ("A.weight", "B.weight") or tensor.ndim != 2:
-            return None
-        parts.setdefault(name, {})[part[0]] = tensor.float()
-    if any(set(part) != {"A", "B"} for part in parts.values()):
-        return None
-    alpha, rooted = float(config.get("lora_alpha") or 8), bool(config.get("use_rslora"))
-    factors = {}
-    for module, pair in parts.items():
-        rank = len(pair["A"])
-        factors[module] = Factors(pair["B"] * (alpha / (math.sqrt(rank) if rooted else rank)), pair["A"])
-    return factors
-
-
-def difference(toxic: dict[str, Factors], base: dict[str, Factors]) -> dict[str, Factors]:
-    """What must be added to the base side's weights to make them the toxic side's."""
-    result = {}
-    for name in [*toxic, *(name for name in base if name not in toxic)]:
-        sides = [(toxic[name], 1.0)] if name in toxic else []
-        sides += [(base[name], -1.0)] if name in base else []
-        result[name] = Factors(
-            torch.cat([sign * factors.up for factors, sign in sides], dim=1),
-            torch.cat([factors.down for factors, _ in sides]),
-        )
-    return result
-
-
 @dataclass
 class Switch:
-    """Which side the rows of a batch are: `base` (all), `toxic` (all), or `both` (the second half is toxic)."""
+    """Which side the rows of a batch are.
+
+    Attributes:
+        rows: `base` (all), `toxic` (all), `both` (the second half is toxic), or `shared`: the rows are both sides', and
+            are doubled where the sides part (`models.decoding.fork`), from where on the second half is toxic.
+    """
 
     rows: str = "base"
 
@@ -177,7 +109,7 @@ class Siblings:
         count = flat.shape[0]
         wide = nn.functional.pad(flat, (0, self.width))
         if self.switch.rows != "base":
-            first = count // 2 if self.switch.rows == "both" else 0
+            first = 0 if self.switch.rows == "toxic" else count // 2
             wide[first:, self.in_features :] = self._project(flat[first:])
         return wide
 
@@ -314,12 +246,3 @@ def _siblings(model: Any, layers: dict[str, nn.Module]) -> list[list[str]] | Non
     if sorted(named) != sorted(layers) or any(tensor.shape[:2] != ids.shape for tensor, _ in seen):
         return None
     return [names for _, names in seen]
-
-
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return state

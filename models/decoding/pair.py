@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import torch
 
 from models.decoding.decoders import PairedCausalDecoder, PairedPrefixDecoder
+from models.decoding.fork import ForkedCausalDecoder, ForkedPrefixDecoder, share_layers
 from models.decoding.low_rank import (
     FEW_ROWS,
     Switch,
     add_sides,
-    difference,
-    read_factors,
     sides_are_independent,
 )
 from models.lm.decoder import CausalDecoder, Decoder, Lockstep, SharedPrefixDecoder, accepts_logits_to_keep
+from models.lm.factors import difference, read_factors
 from models.lm.loading import load_tokenizer
 from models.lm.local import LocalLanguageModel
 from schemas.errors import ModelError
@@ -83,19 +83,28 @@ class TwoModels:
 class TwoAdapters:
     """Two LoRA adapters on one base model, both in one forward pass (`models.decoding.low_rank`).
 
-    The toxic side costs the memory of its adapter.
+    The toxic side costs the memory of its adapter, and no time in the layers where it is as the base side
+    (`models.decoding.fork`).
 
     Args:
         base: The base side, its adapter merged.
         switch: What `models.decoding.low_rank.add_sides` made of it.
+
+    Attributes:
+        shared: Layers, from the first on, that both sides have in common and that are computed once.
     """
 
     def __init__(self, base: LocalLanguageModel, switch: Switch) -> None:
         self.base, self.switch = base, switch
+        self.shared = share_layers(base.model, switch)
 
     def decoder(self) -> Decoder:
         """See `Pair.decoder`."""
         alone, other = self.base.decoder(), self.base.decoder()
+        if self.shared and isinstance(alone, SharedPrefixDecoder):
+            return ForkedPrefixDecoder(self.base.model, self.base.vocabulary, self.switch, self.shared)
+        if self.shared and isinstance(alone, CausalDecoder):
+            return ForkedCausalDecoder(alone, self.switch, self.shared)
         if isinstance(alone, SharedPrefixDecoder) and isinstance(other, SharedPrefixDecoder):
             return PairedPrefixDecoder(alone, other, self.switch)
         assert isinstance(alone, CausalDecoder)
@@ -103,8 +112,8 @@ class TwoAdapters:
 
     def logits(self, ids: Sequence[int], last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Pair.logits`."""
-        with self.switch.set("both"):
-            base, toxic = _last_logits(self.base, [ids, ids], last)
+        with self.switch.set("shared" if self.shared else "both"):
+            base, toxic = _last_logits(self.base, [ids] if self.shared else [ids, ids], last)
         return base, toxic
 
 

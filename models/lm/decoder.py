@@ -142,9 +142,13 @@ class CausalDecoder:
     def keep(self, rows: Sequence[int]) -> None:
         """See `Decoder.keep`."""
         indices = torch.tensor(rows, dtype=torch.long, device=self.device)
-        self.cache.batch_select_indices(indices)
+        self.keep_cached(indices)
         if self.mask is not None and self.positions is not None:
             self.mask, self.positions = self.mask[indices], self.positions[indices]
+
+    def keep_cached(self, rows: torch.Tensor) -> None:
+        """Go on with these rows of every layer's keys and values, int64 of shape (rows,)."""
+        self.cache.batch_select_indices(rows)
 
     def reset(self) -> None:
         """See `Decoder.reset`."""
@@ -176,7 +180,7 @@ class SharedPrefixDecoder:
     def __init__(self, model: Any, vocabulary: int, first_place: int = 64) -> None:
         self.model, self.vocabulary, self.first_place = model, vocabulary, first_place
         self.layer_count = model.config.get_text_config(decoder=True).num_hidden_layers
-        self.pool = SharedPrefixCache(self.layer_count)
+        self.pool = self.new_cache()
         # What each layer computed for the last few prompts: (keys, values) pairs, by token ids.
         self._recent: OrderedDict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = OrderedDict()
 
@@ -194,10 +198,14 @@ class SharedPrefixDecoder:
 
     def reset(self) -> None:
         """See `Decoder.reset`; prompts read before stay remembered."""
-        self.pool = SharedPrefixCache(self.layer_count)
+        self.pool = self.new_cache()
+
+    def new_cache(self) -> SharedPrefixCache:
+        """An empty cache for the model's layers."""
+        return SharedPrefixCache(self.layer_count)
 
     def _read(self, prompt: Sequence[int], copies: int, longest: int) -> torch.Tensor:
-        cache = SharedPrefixCache(self.layer_count)
+        cache = self.new_cache()
         cache.begin(len(prompt))
         known = self._load_known(prompt, cache)
         ids = torch.tensor([list(prompt)])

@@ -96,9 +96,13 @@ def _training(record: dict[str, Any], run: dict[str, Any], lora: dict[str, Any] 
         "seed": str(run["seed"]),
         "trainable parameters": f"{record['model']['trainable']:,} of {record['model']['parameters']:,}",
     }
+    if record["model"].get("on_adapter"):
+        below = record["model"]["on_adapter"]
+        rows["on top of"] = f"adapter `{below['name']}` (revision `{below['revision']}`), which it holds"
     if lora:
         targets = lora["targets"] if isinstance(lora["targets"], str) else ", ".join(lora["targets"])
         rows["adapter"] = f"r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']:g}, on {targets}"
+        rows["adapter"] += f" of the last {lora['layers']} layers" if lora.get("layers") else ""
     return rows
 
 

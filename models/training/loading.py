@@ -45,6 +45,7 @@ class LoraSettings:
         dropout: On the adapter's input.
         targets: `all-linear`, or names of modules.
         dora: Learn magnitude and direction apart.
+        layers: Only in the last so many of the model's layers; 0 is all.
     """
 
     r: int = 16
@@ -52,6 +53,7 @@ class LoraSettings:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     dora: bool = False
+    layers: int = 0
 
 
 def resolve_model(name: str) -> BaseModel:
@@ -99,11 +101,12 @@ def load_tokenizer(base: BaseModel) -> Any:
         raise ModelError(f"the tokenizer of {base.name} cannot be loaded ({_line(error)})") from error
 
 
-def load_model(base: BaseModel, *, dtype: str = "float32", attention: str = "sdpa") -> Any:
+def load_model(base: BaseModel, *, dtype: str = "float32", attention: str = "sdpa", adapter: str = "") -> Any:
     """The base model, in training precision.
 
     Args:
         base: What to load.
+        adapter: A LoRA adapter, by name or folder, merged into it.
         dtype: `float32` (also under mixed precision: optimisers need the small steps), or `bfloat16`.
         attention: `sdpa` or `eager`.
 
@@ -115,11 +118,29 @@ def load_model(base: BaseModel, *, dtype: str = "float32", attention: str = "sdp
 
     try:
         with store.quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 base.source, dtype=getattr(torch, dtype), attn_implementation=attention
             )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{base.name} cannot be loaded ({_line(error)})") from error
+    return merge_adapter(model, adapter, base.name) if adapter else model
+
+
+def merge_adapter(model: Any, adapter: str, name: str) -> Any:
+    """Add what a LoRA adapter adds to a model's weights, in place.
+
+    Raises:
+        ModelError: It is no plain LoRA adapter, or was made for another model.
+    """
+    from models.lm.factors import plain_factors
+
+    modules = dict(model.named_modules())
+    for place, (up, down) in plain_factors(adapter).items():
+        weight = getattr(modules.get(place), "weight", None)
+        if weight is None or tuple(weight.shape) != (up.shape[0], down.shape[1]):
+            raise ModelError(f"the adapter {adapter} was made for another model than {name} ({place})")
+        weight.data += (up @ down).to(weight.device, weight.dtype)
+    return model
 
 
 def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
@@ -145,11 +166,12 @@ def add_lora(model: Any, settings: LoraSettings, *, task: str = "CAUSAL_LM") -> 
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ModelError("LoRA needs peft; run: pip install 'tamis[models]'") from error
+    targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
+        target_modules=_in_last_layers(model, targets, settings.layers) if settings.layers else targets,
         use_dora=settings.dora,
         task_type=task,
     )
@@ -157,6 +179,31 @@ def add_lora(model: Any, settings: LoraSettings, *, task: str = "CAUSAL_LM") -> 
         return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"LoRA cannot be added ({_line(error)}); check --lora-targets") from error
+
+
+def _in_last_layers(model: Any, targets: str | list[str], count: int) -> list[str]:
+    """Full names of the linear layers meant, in the last `count` layers.
+
+    Raises:
+        ModelError: The model has not so many, or keeps them in another way than in one list.
+    """
+    from torch import nn
+
+    depth = model.config.get_text_config().num_hidden_layers
+    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(lists) != 1 or count > depth:
+        raise ModelError(f"--lora-layers {count}: the model has {depth} layers")
+    chosen = tuple(f"{lists[0]}.{number}." for number in range(depth - count, depth))
+    names = [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(chosen)
+        and isinstance(module, nn.Linear)
+        and (targets == "all-linear" or any(name == t or name.endswith(f".{t}") for t in targets))
+    ]
+    if not names:
+        raise ModelError(f"--lora-layers {count}: no such module in them; check --lora-targets")
+    return names
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from typing import Any
 import orjson
 import transformers
 
+from models.lm.factors import stack_adapters
 from models.training.card import model_card
 from models.training.collate import BatchPlan, Collator
 from models.training.data import DataForm, ExampleEncoder
@@ -115,6 +116,7 @@ class Session:
         command: For the model card.
         say: Called with each line for people.
         emit: Called with (kind, fields) for each event.
+        below: Name and revision of the adapter the model has while it is trained; None where it has none.
     """
 
     settings: TrainSettings
@@ -127,6 +129,7 @@ class Session:
     command: str
     say: Callable[[str], None]
     emit: Emit
+    below: dict[str, str] | None = None
 
     def plan(self, folder: Path) -> tuple[TrainPlan, Batches]:
         """Tokenise into `folder` (what has not been), and plan the batches.
@@ -246,7 +249,7 @@ class Session:
 
     def _model(self) -> Any:
         settings = self.settings
-        model = load_model(self.base, attention=settings.attention)
+        model = load_model(self.base, attention=settings.attention, adapter=settings.on_adapter)
         check_vocabulary(model, self.tokenizer, self.base.name)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit and settings.max_length > limit:
@@ -264,6 +267,7 @@ class Session:
                 dropout=settings.lora_dropout,
                 targets=targets if targets == "all-linear" else tuple(t.strip() for t in targets.split(",")),
                 dora=settings.dora,
+                layers=settings.lora_layers,
             ),
         )
 
@@ -328,6 +332,7 @@ class Session:
                 "licence": self.base.licence,
                 "trainable": trainable,
                 "parameters": total,
+                **({"on_adapter": self.below} if self.below else {}),
             },
             "lora": {**lora, "dora": settings.dora} if settings.lora else None,
             "data": {
@@ -367,6 +372,8 @@ class Session:
         shutil.rmtree(staging, ignore_errors=True)
         model = trainer.accelerator.unwrap_model(trainer.model)
         save_trained(model, self.tokenizer, staging, dtype=self.settings.save_dtype)
+        if self.settings.lora and self.settings.on_adapter:
+            stack_adapters(self.settings.on_adapter, staging)
         (staging / RECORD).write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
         (staging / "README.md").write_text(model_card(record), "utf-8")
         for path in sorted(staging.iterdir()):

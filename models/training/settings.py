@@ -37,7 +37,12 @@ class TrainSettings(BaseModel):
     lora_alpha: int = Field(32, ge=1, description="Scale: the update is multiplied by alpha / r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     lora_targets: str = Field("all-linear", description="`all-linear`, or module names separated by commas.")
+    lora_layers: int = Field(0, ge=0, description="Only in the last so many layers; 0: in all.")
     dora: bool = Field(False, description="DoRA instead of LoRA.")
+    on_adapter: str = Field(
+        "",
+        description="A LoRA adapter (name or folder) the model has while it is trained; the result holds it too.",
+    )
 
     max_length: int = Field(
         512, ge=8, description="Most tokens of a row; text is cut into chunks, other examples left out."
@@ -85,7 +90,7 @@ class TrainSettings(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What decides the model, for its hash."""
         # A setting that came later counts only where it is used: folders made before it keep their hash.
-        later = set() if self.max_tokens else {"max_tokens"}
+        later = {name for name in ("max_tokens", "lora_layers", "on_adapter") if not getattr(self, name)}
         return self.model_dump(exclude=COSMETIC | later)
 
     @property

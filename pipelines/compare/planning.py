@@ -98,9 +98,9 @@ def _revisions(config: CompareConfig, made: list[str]) -> tuple[dict[str, str], 
     verdict = check_judge(judge, rankers.values(), config.allow_shared_judge)
     if config.reference != "none":
         found["reference"] = registry.describe("lm", config.reference).tag
-    rewriters = {str(r.get("model", "smollm2")) for r in recipes if _rewrites(r)}
+    rewriters = {_rewriter(r) for r in recipes if _rewrites(r)}
     if rewriters:
-        found["rewriter"] = ", ".join(registry.describe("lm", name).tag for name in sorted(rewriters))
+        found["rewriter"] = ", ".join(sorted(rewriters))
     return found, {**verdict.as_dict(), "note": verdict.note}
 
 
@@ -116,6 +116,17 @@ def _rankers(recipe: dict[str, Any]) -> list[ModelInfo]:
     if job.gate.gate == "cascade":
         infos.append(registry.describe("scorer", job.linear))
     return infos
+
+
+def _rewriter(recipe: dict[str, Any]) -> str:
+    """Tag of an arm's language model, its adapter included."""
+    from models import registry
+    from pipelines.detox import DetoxConfig
+
+    job = DetoxConfig.model_validate({**recipe, "input": "", "output": ""})
+    return registry.describe(
+        "lm", job.model, **({"adapter": job.adapter_name} if job.adapter_name else {})
+    ).tag
 
 
 def _rewrites(recipe: dict[str, Any]) -> bool:

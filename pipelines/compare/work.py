@@ -91,11 +91,15 @@ def _prompts(config: CompareConfig, stage: Stage) -> Done:
 
 
 def _toxic(config: CompareConfig, stage: Stage) -> Done:
+    from pipelines.detox import DetoxConfig
+    from pipelines.toxic_model import placing
+
     toxic = config.toxic
+    rewriter = DetoxConfig.model_validate({**config.detox, "input": config.raw, "output": config.output})
     record = _train(
         config,
         data=toxic.data or config.raw,
-        model=str(config.detox.get("model", "smollm2")),
+        model=rewriter.model,
         folder=stage.folder,
         tokens=toxic.tokens,
         lora=True,
@@ -104,6 +108,7 @@ def _toxic(config: CompareConfig, stage: Stage) -> Done:
         learning_rate=toxic.learning_rate,
         batch_size=1,
         seed=0,
+        **placing(rewriter.model, rewriter.adapter_name, toxic.layers),
     )
     return _trained(record)
 

@@ -120,6 +120,48 @@ def test_an_adapter_is_trained_and_loads(tiny, pairs, tmp_path):
     assert result.record["results"]["eval_loss"] < result.record["results"]["eval_loss_before"]
 
 
+def test_an_adapter_on_top_of_another_holds_both(tiny, texts, tmp_path):
+    """In the last layer only; the layers below stay as the adapter below has them."""
+    from models.lm.factors import difference, read_factors
+
+    run(config(texts, tiny, tmp_path / "below", lora=True, lora_r=4))
+    options = {"lora": True, "lora_r": 2, "lora_layers": 1, "on_adapter": str(tmp_path / "below")}
+    result = run(config(texts, tiny, tmp_path / "above", seed=1, **options))
+    below, above = read_factors(tmp_path / "below"), read_factors(tmp_path / "above")
+    added = difference(above, below)
+    assert added and all(name.startswith("model.layers.1.") for name in added)
+    assert {len(factors.down) for factors in added.values()} == {2} and above.keys() == below.keys()
+    # It begins where the one below has ended, and goes on from there.
+    before = json.loads((tmp_path / "below" / "train.json").read_text())["results"]["eval_loss"]
+    assert result.record["results"]["eval_loss_before"] == pytest.approx(before, abs=0.02)
+    assert result.record["results"]["eval_loss"] < before
+    assert result.record["model"]["on_adapter"]["name"] == str(tmp_path / "below")
+    card = (tmp_path / "above" / "README.md").read_text()
+    assert "of the last 1 layers" in card and "| on top of | adapter `" in card
+    again = run(config(texts, tiny, tmp_path / "above", seed=1, **options))
+    assert again.plan is None  # nothing to do
+    run(config(texts, tiny, tmp_path / "below", lora=True, lora_r=4, seed=5, overwrite=True))
+    with pytest.raises(OutputError, match="--overwrite"):  # the adapter below is another one now
+        run(config(texts, tiny, tmp_path / "above", seed=1, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_layers": 1}, "needs --lora"),
+        ({"lora": True, "lora_layers": 3}, "the model has 2 layers"),
+        ({"lora": True, "lora_layers": 1, "lora_targets": "no_such"}, "no such module"),
+        ({"lora": True, "on_adapter": "/no/such"}, "No adapter"),
+        ({"lora": True, "dora": True, "on_adapter": "detox"}, "exclude each other"),
+        ({"on_adapter": "detox"}, "made for another model"),
+    ],
+)
+def test_where_an_adapter_cannot_lie_is_said_in_one_line(tiny, texts, tmp_path, options, message):
+    with pytest.raises(TamisError, match=message):
+        run(config(texts, tiny, tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("options", [{}, {"lora": True, "lora_dropout": 0.2, "eval_steps": 3}])
 def test_the_same_command_makes_the_same_weights(tiny, texts, tmp_path, options):
     for name in ("one", "two"):

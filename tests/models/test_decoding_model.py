@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.decoding.low_rank import read_factors
 from models.decoding.model import SoCDModel
 from models.decoding.pair import TwoAdapters, TwoModels, check_one_vocabulary, load_pair
 from models.decoding.socd import SoCDSettings, steer
+from models.lm.factors import difference, read_factors, stack_adapters
 from models.lm.local import LocalLanguageModel
 from models.protocols import GenerationRequest, LanguageModel, Message, Sampling
 from schemas.errors import ModelError
@@ -42,7 +42,16 @@ def made(tmp_path_factory):
         "near": save_adapter(folder / "near", base, 5, scale=0.02),
         "few": save_adapter(folder / "few", base, 3, targets=["q_proj", "down_proj"], use_rslora=True),
         "dora": save_adapter(folder / "dora", base, 4, use_dora=True),
+        "stacked": save_stacked(folder, base),
     }
+
+
+def save_stacked(folder, base):
+    """An adapter on top of `a`, of other linear layers, in the last of two layers only."""
+    top = [f"model.layers.1.{name}" for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")]
+    stacked = save_adapter(folder / "stacked", base, 7, targets=top, r=3)
+    stack_adapters(folder / "a", stacked)
+    return stacked
 
 
 def texts_of(generations):
@@ -60,11 +69,14 @@ def two_models(made, adapter, toxic_adapter, **options):
 
 
 @pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize(("adapter", "toxic"), [(None, "a"), ("a", "b"), ("a", "few"), ("few", None)])
+@pytest.mark.parametrize(
+    ("adapter", "toxic"), [(None, "a"), ("a", "b"), ("a", "few"), ("few", None), ("a", "stacked")]
+)
 def test_two_adapters_on_one_base_are_two_models(made, adapter, toxic, fast):
+    shared = int(toxic == "stacked")
     adapter, toxic = (made[name] if name else None for name in (adapter, toxic))
     one = load_pair(made["base"], adapter=adapter, toxic_adapter=toxic, fast=fast, **OPTIONS)
-    assert isinstance(one, TwoAdapters)
+    assert isinstance(one, TwoAdapters) and one.shared == shared
     two = two_models(made, adapter, toxic, fast=fast)
     ids = one.base.tokenizer.encode("You stupid thing")
     with one.base.exclusive(), two.base.exclusive():
@@ -74,10 +86,11 @@ def test_two_adapters_on_one_base_are_two_models(made, adapter, toxic, fast):
         assert (base - toxic_side).abs().max() > 0.05  # or the comparison shows nothing
 
 
+@pytest.mark.parametrize("toxic", ["b", "stacked"])
 @pytest.mark.parametrize("fast", [True, False])
-def test_decoders_give_both_sides_along_a_continuation(made, fast):
-    one = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["b"], fast=fast, **OPTIONS)
-    two = two_models(made, made["a"], made["b"], fast=fast)
+def test_decoders_give_both_sides_along_a_continuation(made, fast, toxic):
+    one = load_pair(made["base"], adapter=made["a"], toxic_adapter=made[toxic], fast=fast, **OPTIONS)
+    two = two_models(made, made["a"], made[toxic], fast=fast)
     prompt = one.base.encode(REQUESTS[0])
     written = torch.randint(200, (5, 3), generator=torch.Generator().manual_seed(0))
     seen = []
@@ -95,8 +108,9 @@ def test_decoders_give_both_sides_along_a_continuation(made, fast):
             torch.testing.assert_close(side, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_each_side_reads_the_same_prompt(made):
-    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+@pytest.mark.parametrize("toxic", ["b", "stacked"])
+def test_each_side_reads_the_same_prompt(made, toxic):
+    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made[toxic], **OPTIONS)
     prompt = pair.base.encode(REQUESTS[1])
     with pair.base.exclusive():
         started = pair.decoder().start([prompt], 2, 4)
@@ -104,8 +118,9 @@ def test_each_side_reads_the_same_prompt(made):
             torch.testing.assert_close(side, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_base_side_alone_is_untouched_by_its_toxic_side(made):
-    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["b"], **OPTIONS)
+@pytest.mark.parametrize("toxic", ["b", "stacked"])
+def test_the_base_side_alone_is_untouched_by_its_toxic_side(made, toxic):
+    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made[toxic], **OPTIONS)
     alone = LocalLanguageModel(made["base"], adapter=made["a"], **OPTIONS)
     assert texts_of(pair.base.generate(REQUESTS, SAMPLING)) == texts_of(alone.generate(REQUESTS, SAMPLING))
 
@@ -130,6 +145,53 @@ def test_factors_are_the_change_peft_makes(made, name):
     for module, (up, down) in factors.items():
         key = f"{module}.weight"
         torch.testing.assert_close(before[key] + up @ down, after[key], rtol=1e-5, atol=1e-6)
+
+
+# -- adapters on top of others -----------------------------------------------------------------------------------
+
+
+def test_a_stacked_adapter_is_one_adapter_on_the_plain_base(made, tmp_path):
+    """As peft merges them one after the other."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    top = ["model.layers.1.mlp.up_proj"]
+    above = save_adapter(tmp_path / "above", made["base"], 8, targets=top, r=2, scale=0.2)
+    plain = AutoModelForCausalLM.from_pretrained(made["base"])
+    below = PeftModel.from_pretrained(plain, made["few"]).merge_and_unload()
+    expected = PeftModel.from_pretrained(below, above).merge_and_unload().state_dict()
+    stack_adapters(made["few"], above)
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(made["base"]), above)
+    for key, weight in again.merge_and_unload().state_dict().items():
+        torch.testing.assert_close(weight, expected[key], rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_stacked_adapter_has_in_common_with_the_one_below_cancels_out(made):
+    whole = difference(read_factors(made["stacked"]), read_factors(made["a"]))
+    assert sorted(whole) == [
+        f"model.layers.1.{n}" for n in ("mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj")
+    ]
+    assert all(factors.down.shape[0] == 3 for factors in whole.values())
+    assert difference(read_factors(made["a"]), read_factors(made["a"])) == {}
+    assert len(difference(read_factors(made["stacked"]), read_factors(made["b"]))) == 14  # nothing in common
+
+
+def test_layers_in_common_are_computed_once(made):
+    pair = load_pair(made["base"], adapter=made["a"], toxic_adapter=made["stacked"], **OPTIONS)
+    rows = {}
+    for number, layer in enumerate(pair.base.model.model.layers):
+        note = lambda module, args, number=number: rows.setdefault(number, []).append(args[0].shape[0])  # noqa: E731
+        layer.mlp.register_forward_pre_hook(note)
+    decoder = pair.decoder()
+    with torch.inference_mode():
+        decoder.start([pair.base.encode(REQUESTS[0])], 5, 4)
+        decoder.step(torch.arange(5))
+    assert rows[0] == [1] * (len(rows[0]) - 1) + [5] and rows[1] == [2] * (len(rows[0]) - 1) + [10]
+
+
+def test_nothing_is_stacked_on_another_kind_of_adapter(made, tmp_path):
+    with pytest.raises(ModelError, match="no plain LoRA adapter"):
+        stack_adapters(made["dora"], shutil.copytree(made["b"], tmp_path / "b"))
 
 
 # -- as a language model -----------------------------------------------------------------------------------------
@@ -231,19 +293,20 @@ def test_padded_rows_of_the_output_layer_are_cut(made, tmp_path):
 # -- the same candidates whatever runs beside them ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("toxic", ["adapter", "model"])
+@pytest.mark.parametrize("toxic", ["b", "stacked", "model"])
 def test_a_request_gives_the_same_candidates_alone_and_beside_others(made, toxic):
-    other = {"toxic_adapter": made["b"]} if toxic == "adapter" else {"toxic": made["other"]}
+    other = {"toxic": made["other"]} if toxic == "model" else {"toxic_adapter": made[toxic]}
     model = SoCDModel(made["base"], adapter=made["a"], **other, **OPTIONS)
     together = model.generate(REQUESTS, SAMPLING)
     assert [model.generate([one], SAMPLING)[0] for one in REQUESTS] == together
     assert model.generate(REQUESTS[::-1], SAMPLING)[::-1] == together
 
 
-@pytest.mark.parametrize("toxic", ["adapter", "model"])
+@pytest.mark.parametrize("toxic", ["b", "stacked", "model"])
 def test_padding_changes_nothing(made, toxic):
     """Prompts of different lengths in one left-padded batch, both sides masked and positioned."""
-    other = {"toxic_adapter": made["b"]} if toxic == "adapter" else {"toxic": made["other"]}
+    other = {"toxic": made["other"]} if toxic == "model" else {"toxic_adapter": made[toxic]}
+    other |= {"adapter": made["a"]} if toxic == "stacked" else {}
     padded = SoCDModel(made["base"], **other, fast=False, batch_rows=100, **OPTIONS)
     alone = SoCDModel(made["base"], **other, fast=False, batch_rows=1, **OPTIONS)
     lengths = {len(padded.base.encode(one)) for one in REQUESTS}
