@@ -2,6 +2,7 @@
 
     python -m benchmarks.socd_evidence run --data ../shared/data --toxic-adapter ADAPTER --work runs/socd
     python -m benchmarks.socd_evidence run --corpora hate --arms logratio,official --bare ...   # a part of it
+    python -m benchmarks.socd_evidence run ... --variant NAME -- --scorer NAME             more options of `tamis detox`
     python -m benchmarks.socd_evidence report --data ../shared/data --work runs/socd
 
 `run` makes two corpora of 300 rows and runs `tamis detox --gate none` over each in every mode, with the embedded adapter
@@ -225,8 +226,11 @@ def main() -> None:
         "--variant", default="", help="name of arms with other options, kept beside the plain ones"
     )
     parser.add_argument("--judge", default="", help="report: a scorer by name, in place of the n-gram model")
-    parser.add_argument("extra", nargs="*", help="more options of `tamis detox`, after --")
-    args = parser.parse_args()
+    # Split here: argparse gives a second positional nothing where options stand between the two.
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:end])
+    args.extra = words[end + 1 :]
     {"run": run, "report": report}[args.what](args)
 
 

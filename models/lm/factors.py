@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +135,8 @@ def stack_adapters(below: str | Path, above: str | Path) -> None:
     save_file(state, folder / ADAPTER_WEIGHTS[0], metadata={"format": "pt"})
     config = _config(folder)
     config |= {"r": most, "lora_alpha": most, "use_rslora": False, "rank_pattern": {}}
-    config |= {"target_modules": _targets(list(ranks)), "layers_to_transform": None, "layers_pattern": None}
+    config |= {"target_modules": _targets(ranks, _config(find_adapter(below)))}
+    config |= {"layers_to_transform": None, "layers_pattern": None}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / "adapter_config.json").write_text(text, "utf-8")
 
@@ -164,12 +165,11 @@ def _begins_with(own: Factors, other: Factors) -> bool:
     )
 
 
-def _targets(names: list[str]) -> list[str]:
-    """As peft is told of them: the last parts where each stands for as many layers, else the names themselves."""
-    kinds: dict[str, int] = {}
-    for name in names:
-        kinds[name.rpartition(".")[2]] = kinds.get(name.rpartition(".")[2], 0) + 1
-    return sorted(kinds if len(set(kinds.values())) == 1 else names)
+def _targets(names: Iterable[str], below: dict[str, Any]) -> list[str]:
+    """Modules as peft is told of them: their last parts where the adapter below has these in all layers, else in full."""
+    everywhere = set() if below.get("layers_to_transform") else set(below.get("target_modules") or ())
+    kinds = {name.rpartition(".")[2] for name in names}
+    return sorted(kinds if kinds <= everywhere else names)
 
 
 def _config(folder: Path) -> dict[str, Any]:
