@@ -8,8 +8,8 @@ Contestants, all with the same prompts, temperatures (5 x 2 candidates), repetit
 
     plain     sampling from the base model alone (`LocalLanguageModel`)
     adapters  SoCD, both sides as adapters on one base, in one forward pass
-    stacked   the same with a toxic adapter on top of the base side's, in the last layers only (`--layers`, as a detox
-              job trains it by default): the layers below are computed once
+    stacked   the same with a toxic adapter on top of the base side's, in the last layers only (`--layers`): those
+              below are computed once
     models    SoCD, two models of one size in lockstep
     peft      SoCD, both sides in one forward pass by peft's `adapter_names` (plain layers, plain cache)
     release   as the released code does it: for every temperature, transformers' `generate` with a logits processor
@@ -54,7 +54,7 @@ TEXTS = (
 def make_adapter(folder: Path, model_folder: Path, like: Path | None, layers: int = 0) -> Path:
     """A LoRA adapter with random weights; of the ranks and places of another one, where that is given.
 
-    With `layers` it lies on top of that one, in the last so many layers (of rank 8, as a detox job trains it).
+    With `layers` it lies on top of that one, in the last so many layers.
     """
     import torch
     from peft import LoraConfig, get_peft_model

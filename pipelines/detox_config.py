@@ -41,8 +41,7 @@ class ToxicTrainingOptions(BaseModel):
     """How a toxic model is trained where contrastive decoding is asked for and none is given.
 
     HSPD fine-tunes for 1.3 epochs on the toxic texts of the very corpus (all weights, learning rate 2e-5). The defaults
-    here are a LoRA adapter in the last third of the rewriter's layers, on top of the rewriter's own adapter: it costs its own
-    size in memory, the layers below are computed once for both sides, and it is trained for about one epoch.
+    here are a LoRA adapter on the rewriter's base, which costs its own size in memory, and about one epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,11 +57,11 @@ class ToxicTrainingOptions(BaseModel):
     max_length: int = Field(
         512, ge=8, description="Tokens of a row; texts are packed, and none sees another."
     )
-    layers: int | None = Field(
-        None,
+    layers: int = Field(
+        0,
         ge=0,
-        description="In how many of the last layers the adapter lies, on top of the rewriter's; None: a third of them, 0: "
-        "in all layers, on the plain base.",
+        description="In how many of the last layers the adapter lies, on top of the rewriter's, so that those below are "
+        "computed once; 0: in all layers, on the plain base.",
     )
     lora_r: int = Field(8, ge=1, description="Rank of the adapter.")
     lora_alpha: int = Field(16, ge=1, description="Its scale: the update is multiplied by alpha / r.")

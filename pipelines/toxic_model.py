@@ -124,8 +124,8 @@ def describe_training(config: DetoxConfig) -> str:
     """What would be trained, in one line."""
     train = config.decoding.train
     what = "all weights" if train.full else f"LoRA r {train.lora_r}"
-    if not train.full and train.layers != 0:
-        what += f" in the last {train.layers or 'third of the'} layers"
+    if not train.full and train.layers:
+        what += f" in the last {train.layers} layers"
     return (
         f"would first train a toxic model: {what} of {config.model}, on at most {train.texts:,} passages that the gate "
         f"flags, {train.min_steps} to {train.max_steps} steps of {train.batch_size} x {train.max_length} tokens; kept in "
@@ -230,7 +230,7 @@ def _train(config: DetoxConfig, output: Folder, state: dict[str, Any], say: Say)
     say(f"training a toxic model on {len(rows):,} passages ({tokens:,} tokens), {steps} steps")
     method = {} if train.full else {"lora": True, "lora_r": train.lora_r, "lora_alpha": train.lora_alpha}
     if not train.full:
-        method |= placing(config.model, config.adapter_name, train.layers)
+        method |= placing(config.adapter_name, train.layers)
     train_lm.run(
         train_lm.TrainLMConfig(
             data=str(texts),
@@ -262,38 +262,22 @@ def _train(config: DetoxConfig, output: Folder, state: dict[str, Any], say: Say)
         output.write(f"{FOLDER}/{_DONE}", b"\n")
 
 
-def placing(model: str, adapter: str | None, layers: int | None) -> dict[str, Any]:
+def placing(adapter: str | None, layers: int) -> dict[str, Any]:
     """Where a toxic adapter lies, as options of `tamis train lm`.
 
     Args:
-        model: The rewriter's base.
         adapter: The rewriter's adapter; None where it has none.
-        layers: In how many of the last layers; None is a third of them, 0 all, on the plain base.
-
-    Raises:
-        ModelError: The model or the adapter is not there.
+        layers: In how many of the last layers, on top of that adapter; 0 is all, on the plain base.
     """
-    from transformers import AutoConfig
-
-    from models.lm.factors import read_factors
-    from models.training.loading import resolve_model
-
-    if layers == 0:
+    if not layers:
         return {}
-    if layers is None:
-        read: Any = AutoConfig
-        depth = read.from_pretrained(resolve_model(model).source).get_text_config().num_hidden_layers
-        layers = max(1, depth // 3)
-    # Nothing can be trained on top of an adapter that is not merely of low rank: then on the plain base, as before.
-    if adapter is None:
-        return {"lora_layers": layers}
-    return {"lora_layers": layers, "on_adapter": adapter} if read_factors(adapter) is not None else {}
+    return {"lora_layers": layers, **({"on_adapter": adapter} if adapter is not None else {})}
 
 
 def _below(config: DetoxConfig) -> dict[str, Any]:
     """What the toxic model is trained on top of, as an option of the language model."""
     train = config.decoding.train
-    on_top = not train.full and train.layers != 0 and config.adapter_name is not None
+    on_top = not train.full and train.layers and config.adapter_name is not None
     return {"adapter": config.adapter_name} if on_top else {}
 
 

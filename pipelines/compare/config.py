@@ -46,11 +46,11 @@ class ToxicTraining(BaseModel):
     data: str | None = Field(None, description="Toxic texts; default the raw corpus, as in the paper.")
     adapter: str | None = Field(None, description="A toxic adapter made before; then none is trained.")
     tokens: int = Field(120_000, ge=1, description="Training tokens.")
-    layers: int | None = Field(
-        None,
+    layers: int = Field(
+        0,
         ge=0,
-        description="In how many of the last layers the adapter lies, on top of the rewriter's; None: a third of them, 0: "
-        "in all layers, on the plain base.",
+        description="In how many of the last layers the adapter lies, on top of the rewriter's, so that those below are "
+        "computed once; 0: in all layers, on the plain base.",
     )
     lora_r: int = Field(8, ge=1)
     lora_alpha: int = Field(16, ge=1)

@@ -171,7 +171,10 @@ class _Builder:
             "data": f.corpora["toxic"],
             "base": f.revisions["rewriter"],
             "text_column": c.text_column,
-            "settings": c.toxic.model_dump(exclude={"data", "adapter"}),
+            # A setting that came later counts only where it is used: what was trained before it is found again.
+            "settings": c.toxic.model_dump(
+                exclude={"data", "adapter", *(() if c.toxic.layers else ("layers",))}
+            ),
         }
         self._add("toxic", parts, tokens=c.toxic.tokens, pace="toxic")
 

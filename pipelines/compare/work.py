@@ -108,7 +108,7 @@ def _toxic(config: CompareConfig, stage: Stage) -> Done:
         learning_rate=toxic.learning_rate,
         batch_size=1,
         seed=0,
-        **placing(rewriter.model, rewriter.adapter_name, toxic.layers),
+        **placing(rewriter.adapter_name, toxic.layers),
     )
     return _trained(record)
 

@@ -163,32 +163,19 @@ def test_its_adapter_lies_on_top_of_the_rewriters_in_the_last_layers(tiny: Path,
 
     rewriter = save_adapter(tmp_path / "rewriter", tiny / "base", 3, scale=0.02)
     command = ("detox", write_shards(tmp_path / "in", 1), "-o", tmp_path / "out", *options(tiny))
-    assert tamis(*command, "--adapter", str(rewriter)) == 0
+    command = (*command, "--adapter", str(rewriter))
+    assert tamis(*command, "--set", "decoding.train.layers=1") == 0
     toxic = tmp_path / "out/_tamis/toxic-model"
     record = json.loads((toxic / "train.json").read_text())
     assert record["model"]["on_adapter"]["name"] == str(rewriter) and record["lora"]["layers"] == 1
     assert str(rewriter) in toxic_of(tmp_path / "out")["source"]
     pair = load_pair(tiny / "base", adapter=rewriter, toxic_adapter=toxic, dtype="float32")
     assert isinstance(pair, TwoAdapters) and pair.shared == 1
-    # Trained in another way it is another model.
-    more = ("--adapter", str(rewriter), "--set", "decoding.train.layers=0")
-    assert tamis(*command, *more) == 4
-    assert tamis(*command, *more, "--overwrite") == 0
+    # Trained in another way it is another model: by default in all layers, on the plain base.
+    assert tamis(*command) == 4
+    assert tamis(*command, "--overwrite") == 0
     record = json.loads((toxic / "train.json").read_text())
     assert "on_adapter" not in record["model"] and record["lora"]["layers"] == 0
-
-
-def test_nothing_is_put_on_top_of_an_adapter_that_is_not_merely_of_low_rank(
-    tiny: Path, tmp_path: Path
-) -> None:
-    from pipelines.toxic_model import placing
-
-    base = str(tiny / "base")
-    plain, dora = (save_adapter(tmp_path / str(d), base, 3, use_dora=d) for d in (False, True))
-    assert placing(base, str(plain), 2) == {"lora_layers": 2, "on_adapter": str(plain)}
-    assert placing(base, str(dora), None) == {}
-    assert placing(base, None, None) == {"lora_layers": 1}
-    assert placing(base, str(plain), 0) == {}
 
 
 def test_the_candidates_are_steered_and_socd_finds_spans(ran: Path) -> None:
