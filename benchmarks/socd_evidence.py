@@ -128,7 +128,9 @@ def report(args: argparse.Namespace) -> None:
         for output in sorted(p for p in args.work.glob(prefix + "*") if (p / "_SUCCESS").exists()):
             arm = output.name.removeprefix(prefix)
             # A variant without plain sampling of its own is compared with that of the plain arms.
-            stands_in = arm == "prompt_only" and not (output.parent / f"{output.name}-{args.variant}").exists()
+            stands_in = (
+                arm == "prompt_only" and not (output.parent / f"{output.name}-{args.variant}").exists()
+            )
             if args.variant and not (arm.endswith(f"-{args.variant}") or stands_in):
                 continue
             arm = arm.removesuffix(f"-{args.variant}") if args.variant else arm
