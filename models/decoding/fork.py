@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from models.decoding.decoders import PairedLayer
 from models.decoding.low_rank import SidedLinear, Switch
 from models.lm.decoder import CausalDecoder, SharedPrefixDecoder, Sides
+from models.lm.factors import layer_list
 from models.lm.prefix import SharedPrefixCache, SharedPrefixLayer
 
 # What may go wrong in a model whose layers are called in another way than ours are.
@@ -35,7 +36,8 @@ def share_layers(model: Any, switch: Switch) -> int:
     Returns:
         How many layers the sides have in common; 0 where there are none, or the model cannot do it.
     """
-    layers = _layers(model)
+    name = layer_list(model)
+    layers = list(model.get_submodule(name)) if name is not None else []
     sided = [
         number
         for number, layer in enumerate(layers)
@@ -163,13 +165,6 @@ def _double(value: Any, rows: int) -> Any:
     if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == rows:
         return torch.cat([value, value])
     return value
-
-
-def _layers(model: Any) -> Sequence[nn.Module]:
-    """The model's decoder layers, in order; empty where they cannot be told."""
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    return list(found[0]) if len(found) == 1 else []
 
 
 def _agree(model: Any, switch: Switch) -> bool:

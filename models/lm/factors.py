@@ -141,6 +141,13 @@ def stack_adapters(below: str | Path, above: str | Path) -> None:
     (folder / "adapter_config.json").write_text(text, "utf-8")
 
 
+def layer_list(model: Any) -> str | None:
+    """Name of the list that holds a model's decoder layers, in order; None where it cannot be told."""
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    return lists[0] if len(lists) == 1 else None
+
+
 def plain_factors(adapter: str | Path) -> dict[str, Factors]:
     """`read_factors`, of an adapter that must be merely of low rank.
 

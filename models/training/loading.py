@@ -189,11 +189,12 @@ def _in_last_layers(model: Any, targets: str | list[str], count: int) -> list[st
     """
     from torch import nn
 
-    depth = model.config.get_text_config().num_hidden_layers
-    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(lists) != 1 or count > depth:
+    from models.lm.factors import layer_list
+
+    layers, depth = layer_list(model), model.config.get_text_config().num_hidden_layers
+    if layers is None or count > depth:
         raise ModelError(f"--lora-layers {count}: the model has {depth} layers")
-    chosen = tuple(f"{lists[0]}.{number}." for number in range(depth - count, depth))
+    chosen = tuple(f"{layers}.{number}." for number in range(depth - count, depth))
     names = [
         name
         for name, module in model.named_modules()
