@@ -19,9 +19,7 @@ from models.decoding.low_rank import SidedLinear, Switch
 from models.lm.decoder import CausalDecoder, SharedPrefixDecoder, Sides
 from models.lm.factors import layer_list
 from models.lm.prefix import SharedPrefixCache, SharedPrefixLayer
-
-# What may go wrong in a model whose layers are called in another way than ours are.
-_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, IndexError)
+from models.lm.prepare import REFUSALS
 
 
 def share_layers(model: Any, switch: Switch) -> int:
@@ -178,6 +176,6 @@ def _agree(model: Any, switch: Switch) -> bool:
         try:
             with switch.set("shared"):
                 forked = model(input_ids=ids, use_cache=False).logits
-        except _REFUSALS:
+        except REFUSALS:  # a model whose layers are called in another way
             return False
     return forked.shape == whole.shape and bool((forked - whole).std() < 0.02 * whole.std())

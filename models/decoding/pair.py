@@ -100,12 +100,14 @@ class TwoAdapters:
 
     def decoder(self) -> Decoder:
         """See `Pair.decoder`."""
-        alone, other = self.base.decoder(), self.base.decoder()
+        alone = self.base.decoder()
         if self.shared and isinstance(alone, SharedPrefixDecoder):
             return ForkedPrefixDecoder(self.base.model, self.base.vocabulary, self.switch, self.shared)
         if self.shared and isinstance(alone, CausalDecoder):
             return ForkedCausalDecoder(alone, self.switch, self.shared)
-        if isinstance(alone, SharedPrefixDecoder) and isinstance(other, SharedPrefixDecoder):
+        if isinstance(alone, SharedPrefixDecoder):
+            other = self.base.decoder()
+            assert isinstance(other, SharedPrefixDecoder)
             return PairedPrefixDecoder(alone, other, self.switch)
         assert isinstance(alone, CausalDecoder)
         return PairedCausalDecoder(alone, self.switch)

@@ -19,7 +19,7 @@ from models.lm.decoder import CausalDecoder, SharedPrefixDecoder
 # Rows at which the kernels are compared: one, a few, past the size from which prompts are padded, and full batches.
 ROWS = (1, 2, 5, 11, 17, 33, 64, 128)
 # What may go wrong in a model that was not written for our attention function.
-_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, IndexError)
+REFUSALS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def prepare(model: Any, vocabulary: int) -> Prepared:
             prefix.register()
             model.set_attn_implementation(prefix.NAME)
             alone = _continue(SharedPrefixDecoder(model, vocabulary, first_place=4), prompts[:1], written)
-        except _REFUSALS:
+        except REFUSALS:
             alone = torch.zeros(1)
         # In bfloat16 two right ways differ by a few percent of the logits' spread; a wrong mask or window by all of it.
         if alone.shape != plain.shape or not bool((alone - plain).std() < 0.1 * plain.std()):
