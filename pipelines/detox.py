@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 
 from models import prompts, registry
 from models.protocols import ModelInfo
+from models.scorers.fluency import load_fluency_scorer
 from pipelines.detox_config import DecodingOptions, DetoxConfig, load_settings, make_config
 from pipelines.run import RunResult, RunSettings, run_job
 from pipelines.steering_views import update_views
@@ -51,6 +52,8 @@ def build_job(config: DetoxConfig, trained: ToxicModel | None = None) -> Job:
     ]
     if config.accept.needs_encoder:
         infos.append(registry.describe("encoder", config.encoder, threads=config.threads))
+    if config.accept.needs_fluency:
+        infos.append(load_fluency_scorer().info)
     rewriting: tuple[RewriteToxicSegments, ...] = ()
     if config.accept.needs_candidates:  # a filter (drop, redact) loads no language model
         model_options = config.model_options()

@@ -18,7 +18,11 @@ REJECT_TYPE = pa.struct(
         pa.field("text", pa.string()),
         pa.field("toxicity", pa.float32()),
         pa.field("similarity", pa.float32()),
-        pa.field("fusion", pa.float32()),  # (1 - lambda) * similarity - lambda * toxicity
+        pa.field(
+            "fluency", pa.float32()
+        ),  # how much it reads like a whole sentence; null where that does not count
+        # (1 - lambda) * similarity - lambda * toxicity (+ weight * fluency)
+        pa.field("fusion", pa.float32()),
         pa.field("temperature", pa.float32()),
         pa.field("reasons", pa.list_(pa.string())),  # the hard conditions it failed; empty = passed
     ]

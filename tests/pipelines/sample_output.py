@@ -172,6 +172,7 @@ def _edit(draw, id_, row, shard, rude, segment, where, text):
             "text": rewritten if k == 0 else source.replace(word, "person"),
             "toxicity": draw.uniform(0.0, 0.2 if k == 0 else 0.9),
             "similarity": draw.uniform(0.75 if k == 0 else 0.3, 0.98),
+            "fluency": 0.6,
             "fusion": 0.5 - k / 10,
             "temperature": draw.choice(TEMPERATURES),
             "reasons": [] if k == 0 and action == "rewrite" else [draw.choice(REASONS)],

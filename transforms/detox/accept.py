@@ -43,6 +43,7 @@ def accept_rewrites(
     scorer: ToxicityScorer,
     encoder: Encoder | None,
     lexicon: ToxicityScorer | None = None,
+    fluency: ToxicityScorer | None = None,
     options: AcceptOptions = ACCEPT_DEFAULTS,
     gate: GateOptions = GATE_DEFAULTS,
     segmenting: SegmentOptions = SEGMENT_DEFAULTS,
@@ -59,6 +60,7 @@ def accept_rewrites(
         scorer: The ranker: the gate's classifier.
         encoder: For similarity; may be None where no rung needs it (`redact`, `drop_*`, `flag`).
         lexicon: Word list whose strong words no replacement may hold; None = none.
+        fluency: What candidates are ranked by, beside similarity and toxicity, as `options.fluency_weight` says; None = not.
         options: Ranking, conditions, ladder.
         gate: The gate's options: its labels, and its threshold where `options` names none.
         segmenting: How changed texts are cut for the second look: as the originals were.
@@ -71,7 +73,7 @@ def accept_rewrites(
         The batch; text outside the edits is untouched, to the byte.
     """
     count = count or (lambda name, amount: None)
-    judge = Judge(scorer, encoder, options.under(gate), gate.labels, cache, lexicon)
+    judge = Judge(scorer, encoder, options.under(gate), gate.labels, cache, lexicon, fluency)
     documents, units = collect_units(batch, text_column, judge)
     rank_candidates(batch, units, judge)
     count("accept.candidates", sum(len(u.candidates) for u in units))

@@ -54,8 +54,9 @@ class Scored:
         labels: All labels of the scorer; None where it was not scored (not parsed, or empty).
         toxicity: Its score.
         similarity: Cosine to the source.
-        fusion: (1 - lambda) * similarity - lambda * toxicity.
+        fusion: What it is ranked by: (1 - lambda) * similarity - lambda * toxicity, and weight * fluency where that counts.
         reasons: The hard conditions it fails.
+        fluency: How much it reads like a whole sentence; NaN where that does not count.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Scored:
     similarity: float
     fusion: float
     reasons: tuple[str, ...]
+    fluency: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Judge:
-    """Measures replacements: toxicity, similarity to the source, fusion score, hard conditions.
+    """Measures replacements: toxicity, similarity to the source, fluency, fusion score, hard conditions.
 
     Attributes:
         scorer: The ranker.
@@ -144,6 +146,7 @@ class Judge:
         labels: The score is the maximum over these; empty = the first label.
         cache: Where scores are remembered.
         lexicon: Word list whose strong words no replacement may hold; None = none.
+        fluency: Scores how much a text reads like a whole sentence; None = that does not count.
     """
 
     scorer: ToxicityScorer
@@ -152,6 +155,7 @@ class Judge:
     labels: tuple[str, ...] = ()
     cache: RequestCache | None = None
     lexicon: ToxicityScorer | None = None
+    fluency: ToxicityScorer | None = None
 
     @property
     def columns(self) -> list[int]:
@@ -193,7 +197,8 @@ class Judge:
         labels, scores = self.toxicity(texts)
         cosines = self.similarity([(s.text, t) for s, t in zip(sources, texts, strict=True)])
         listed = self.listed(texts)
-        lam = self.options.fusion_lambda
+        fluent = None if self.fluency is None else score_cached(self.fluency, texts, None)[:, 0]
+        lam, weight = self.options.fusion_lambda, self.options.fluency_weight
         out = []
         for i, (source, text) in enumerate(zip(sources, texts, strict=True)):
             toxicity, cosine = float(scores[i]), float(cosines[i])
@@ -202,7 +207,13 @@ class Judge:
             )
             temperature, seed = origin[i] if origin else (None, None)
             fusion = (1 - lam) * cosine - lam * toxicity
-            out.append(Scored(text, temperature, seed, labels[i], toxicity, cosine, fusion, tuple(reasons)))
+            fluency = float("nan")
+            if fluent is not None:
+                fluency = float(fluent[i])
+                fusion += weight * fluency
+            out.append(
+                Scored(text, temperature, seed, labels[i], toxicity, cosine, fusion, tuple(reasons), fluency)
+            )
         return out
 
 

@@ -214,6 +214,13 @@ class AcceptOptions(_Options):
     fusion_lambda: Probability = Field(
         default=0.5, description="Rank by (1-lambda) * similarity - lambda * toxicity: 1 = toxicity only."
     )
+    # On held-out rows of ParaDetox: docs/results/rewrites.md.
+    fluency_weight: float = Field(
+        default=0.3,
+        ge=0,
+        description="Added to the rank: this times how much a candidate reads like a whole English sentence, in [0, 1]; 0 = "
+        "the paper's ranking.",
+    )
     min_length: float = Field(
         default=0.4, ge=0, description="Least length of the replacement / length of the source."
     )
@@ -256,6 +263,11 @@ class AcceptOptions(_Options):
     def toxicity_limit(self) -> float:
         """`max_toxicity`, or the gate's default where neither was given."""
         return GATE_DEFAULTS.tau if self.max_toxicity is None else self.max_toxicity
+
+    @property
+    def needs_fluency(self) -> bool:
+        """Whether candidates are ranked by fluency too."""
+        return self.fluency_weight > 0 and self.needs_candidates
 
     @property
     def needs_encoder(self) -> bool:

@@ -103,6 +103,7 @@ def _measures(unit: Unit, edit: Mapping[str, Any]) -> dict[str, Any]:
                 "text": c.text,
                 "toxicity": _number(c.toxicity),
                 "similarity": _number(c.similarity),
+                "fluency": _number(c.fluency),
                 "fusion": _number(c.fusion),
                 "temperature": c.temperature,
                 "reasons": list(c.reasons),

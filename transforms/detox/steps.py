@@ -272,6 +272,7 @@ class AcceptRewrites:
         _load("scorer", self.scorer, self.scorer_options)
         self._encoder()
         self._lexicon()
+        self._fluency()
 
     def __call__(self, batch: pa.RecordBatch, context: StepContext) -> pa.RecordBatch:
         """Apply `accept_rewrites`."""
@@ -281,6 +282,7 @@ class AcceptRewrites:
             scorer=_load("scorer", self.scorer, self.scorer_options),
             encoder=self._encoder(),
             lexicon=self._lexicon(),
+            fluency=self._fluency(),
             options=self.options,
             gate=self.gate,
             segmenting=self.segmenting,
@@ -291,6 +293,13 @@ class AcceptRewrites:
 
     def _lexicon(self) -> Any:
         return _load("scorer", self.lexicon) if self.lexicon else None
+
+    def _fluency(self) -> Any:
+        if not self.options.needs_fluency:
+            return None
+        from models.scorers.fluency import load_fluency_scorer
+
+        return load_fluency_scorer()
 
     def _encoder(self) -> Any:
         if not self.options.needs_encoder:

@@ -11,6 +11,7 @@ from detox_parts import BagEncoder, RuleRewriter, TagPrompt, WordLexicon, WordSc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.scorers.fluency import load_fluency_scorer
 from schemas import flight
 from schemas.errors import ModelError
 from transforms.detox.accept import accept_rewrites
@@ -36,6 +37,7 @@ def detoxed(
     gate=GateOptions(),  # noqa: B008
     localizers=None,
     seed=0,
+    fluency=None,
 ):
     """The whole chain over texts; `model=False` leaves the rewriting out."""
     counts: Counter[str] = Counter()
@@ -58,6 +60,7 @@ def detoxed(
         text_column="text",
         scorer=scorer,
         encoder=encoder or BagEncoder(),
+        fluency=fluency,
         options=options,
         gate=gate,
         count=lambda name, n: counts.update({name: n}),
@@ -74,6 +77,13 @@ def edits_of(batch, row=0):
 
 def only(*rungs, **kwargs):
     return AcceptOptions(ladder=rungs, **kwargs)
+
+
+class Alike(BagEncoder):
+    """An encoder to which all texts are the same."""
+
+    def encode(self, texts):
+        return super().encode(["x"] * len(texts))
 
 
 class Says(RuleRewriter):
@@ -196,6 +206,27 @@ def test_lambda_weighs_similarity_against_toxicity():
     for lam, expected in [(0.0, "What a dumb plan this is"), (1.0, "An unwise plan this is")]:
         options = only("candidate", fusion_lambda=lam, max_toxicity=0.75, min_similarity=0)
         assert texts_of(detoxed([text], model=answers, options=options)[0]) == [expected]
+
+
+def test_of_two_equally_near_candidates_the_whole_sentence_wins_where_fluency_counts():
+    text, broken, whole = (
+        f"I think that {x} is in the old house." for x in ("idiot", "the man the", "the man")
+    )
+    answers = Says(broken, whole)
+    for scorer, weight, expected in [
+        (load_fluency_scorer(), 0.3, whole),
+        (load_fluency_scorer(), 0.0, broken),
+        (None, 0.3, broken),
+    ]:
+        options = only("candidate", fluency_weight=weight, min_similarity=0)
+        batch, _ = detoxed([text], model=answers, options=options, encoder=Alike(), fluency=scorer)
+        assert texts_of(batch) == [expected]
+        for c in edits_of(batch)[0]["candidates"]:
+            assert (c["fluency"] is None) == (scorer is None)
+            bonus = weight * c["fluency"] if scorer else 0.0
+            assert c["fusion"] == pytest.approx(0.5 * c["similarity"] - 0.5 * c["toxicity"] + bonus)
+    assert AcceptOptions().needs_fluency and not only("redact", "flag").needs_fluency
+    assert not AcceptOptions(fluency_weight=0).needs_fluency
 
 
 @pytest.mark.parametrize(
