@@ -4,6 +4,7 @@
     python -m benchmarks.rewrites fluency [--work runs/rewrites]
     python -m benchmarks.rewrites judge   [--work runs/rewrites]
     python -m benchmarks.rewrites measure [--work runs/rewrites] [--judge NAME] [--system NAME=OUT ...] [--common]
+    python -m benchmarks.rewrites steps   --run OUT [--judge NAME]      what each step adds, from the candidates a run recorded
     python -m benchmarks.rewrites table
 
 `prepare` writes the rows the rewriter's adapter never saw, neither in training nor when runs were chosen between (the
@@ -28,10 +29,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.adapter import split_rows
+from benchmarks.socd_ablation import one_sample, remade
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "rewrites.json"
@@ -46,11 +49,12 @@ PENALTY = 2.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("prepare", "fluency", "judge", "measure", "table"))
+    parser.add_argument("part", choices=("prepare", "fluency", "judge", "measure", "steps", "table"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "rewrites")
     parser.add_argument("--judge", default="")
     parser.add_argument("--system", action="append", default=[], metavar="NAME=OUT")
+    parser.add_argument("--run", type=Path, help="steps: a detox output over the prepared rows")
     parser.add_argument("--common", action="store_true", help="only rows every system was run on")
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--against", default=None)
@@ -65,6 +69,8 @@ def main() -> None:
         fit_judges(args.data, args.work)
     elif args.part == "measure":
         measure(args)
+    elif args.part == "steps":
+        steps(args)
     else:
         print(tables(json.loads(args.results.read_text())))
 
@@ -190,7 +196,7 @@ def fit_judges(data: Path, work: Path) -> None:
                 raise
 
 
-def measure(args: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace, part: str = "") -> None:
     """Run the evaluation and keep its figures."""
     from pipelines.eval_rewrites import RewritesEvalConfig, print_result, run
 
@@ -198,7 +204,7 @@ def measure(args: argparse.Namespace) -> None:
     short = Path(judge.partition(":")[2]).name or judge
     config = RewritesEvalConfig(
         inputs=(str(args.work / "held_out.parquet"),),
-        output=str(args.work / f"eval-{short}"),
+        output=str(args.work / f"eval{part and '-' + part}-{short}"),
         source="toxic",
         systems=dict(item.split("=", 1) for item in args.system),
         references=NEUTRAL,
@@ -211,8 +217,63 @@ def measure(args: argparse.Namespace) -> None:
     )
     result = run(config)
     print_result(result)
-    name = f"{short}, {result.rows} rows"
+    name = f"{part and part + ': '}{short}, {result.rows} rows"
     keep(args.results, name, _without_places(result.record, args.work))
+
+
+def steps(args: argparse.Namespace) -> None:
+    """What the candidates a run recorded give without the steps that choose among them, beside the run itself."""
+    edits = pl.concat(
+        [pl.read_parquet(f) for f in sorted((args.run / "edits").rglob("*.parquet"))]
+    ).to_dicts()
+    kept = pl.concat([pl.read_parquet(f) for f in sorted((args.run / "data").rglob("*.parquet"))])
+    source = pl.read_parquet(json.loads((args.run / "manifest.json").read_text())["config"]["input"])
+    rows = dict(source.select("id", "toxic").iter_rows())
+    rows = {name: text for name, text in rows.items() if text}
+    after = dict(kept.select("id", "toxic").iter_rows())
+    for name, pick in STEPS.items():
+        texts = remade(edits, rows, pick)
+        place = args.work / f"steps-{name}.parquet"
+        pl.DataFrame({"id": list(texts), "text": list(texts.values())}).write_parquet(place)
+        args.system.append(f"{name}={place}")
+    place = args.work / "steps-as-run.parquet"
+    pl.DataFrame({"id": list(rows), "text": [after.get(name, "") for name in rows]}).write_parquet(place)
+    args.system.append(f"as-run={place}")
+    args.against, args.common = "as-run", True
+    measure(args, "steps")
+
+
+def _papers_rank(candidate: dict[str, Any]) -> float:
+    """The paper's fusion score of a candidate; of one that was not measured, the least."""
+    if candidate["toxicity"] is None or candidate["similarity"] is None:
+        return float("-inf")
+    return 0.5 * float(candidate["similarity"]) - 0.5 * float(candidate["toxicity"])
+
+
+def _best(edit: dict[str, Any], found: list[dict[str, Any]]) -> str:
+    return str(max(found, key=_papers_rank)["text"] if found else edit["before"])
+
+
+def _two(edit: dict[str, Any], row: str, segment: str) -> str:
+    return _best(edit, [c for c in edit["candidates"] if c["temperature"] == 1.0])
+
+
+def _ten(edit: dict[str, Any], row: str, segment: str) -> str:
+    return _best(edit, edit["candidates"])
+
+
+def _checked(edit: dict[str, Any], row: str, segment: str) -> str:
+    fine = [c for c in edit["candidates"] if not c["reasons"]]
+    return _best(edit, fine) if edit["action"] == "rewrite" and fine else str(edit["after"])
+
+
+# Each takes the one before a step further; the run itself also ranks by fluency.
+STEPS = {
+    "one-sample": one_sample,
+    "best-of-2": _two,
+    "best-of-10": _ten,
+    "conditions-and-ladder": _checked,
+}
 
 
 def keep(path: Path, name: str, figures: dict[str, Any]) -> None:
