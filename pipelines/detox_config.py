@@ -47,19 +47,12 @@ class ToxicTrainingOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     full: bool = Field(False, description="Train all weights instead of an adapter.")
-    learn: Literal["texts", "answers"] = Field(
-        "texts",
-        description="texts: the passages as running text, as in the paper. answers: each passage as the answer to the "
-        "rewriting prompt about itself, so that the toxic side is a rewriter that changes nothing.",
-    )
     texts: int = Field(
         10_000, ge=1, description="Most texts to train on; of more, those with the smallest content hash."
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the texts, as far as the steps allow.")
     min_steps: int = Field(40, ge=1, description="Fewest steps, however few texts.")
-    max_steps: int | None = Field(
-        None, ge=1, description="Most steps, however many texts; default 400, or 120 for answers."
-    )
+    max_steps: int = Field(400, ge=1, description="Most steps, however many texts.")
     batch_size: int = Field(1, ge=1, description="Rows of `max_length` tokens a step.")
     max_length: int = Field(
         512, ge=8, description="Tokens of a row; texts are packed, and none sees another."
@@ -88,12 +81,7 @@ class ToxicTrainingOptions(BaseModel):
     def steps(self, tokens: int) -> int:
         """Steps to take over so many tokens."""
         wanted = -(-round(self.epochs * tokens) // (self.batch_size * self.max_length))
-        return max(self.min_steps, min(self.most_steps, wanted))
-
-    @property
-    def most_steps(self) -> int:
-        """Most steps in force: to repeat what it was asked is soon learned."""
-        return self.max_steps or (120 if self.learn == "answers" else 400)
+        return max(self.min_steps, min(self.max_steps, wanted))
 
 
 class DecodingOptions(BaseModel):

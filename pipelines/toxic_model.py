@@ -126,10 +126,9 @@ def describe_training(config: DetoxConfig) -> str:
     what = "all weights" if train.full else f"LoRA r {train.lora_r}"
     if not train.full and train.layers:
         what += f" in the last {train.layers} layers"
-    answers = ", as answers to the rewriting prompt" if train.learn == "answers" else ""
     return (
         f"would first train a toxic model: {what} of {config.model}, on at most {train.texts:,} passages that the gate "
-        f"flags{answers}, {train.min_steps} to {train.most_steps} steps of {train.batch_size} x {train.max_length} tokens; kept in "
+        f"flags, {train.min_steps} to {train.max_steps} steps of {train.batch_size} x {train.max_length} tokens; kept in "
         f"{config.output}/{FOLDER}"
     )
 
@@ -166,8 +165,6 @@ def _analysis(config: DetoxConfig) -> Job:
 
 def _identity(config: DetoxConfig) -> str:
     """Hash of the settings and models that decide which texts are flagged, and what is trained on them."""
-    from models.prompts import load_prompt
-
     tags = [
         registry.describe("scorer", config.lexicon).tag,
         registry.describe("scorer", config.linear).tag if config.gate.gate == "cascade" else "",
@@ -175,8 +172,6 @@ def _identity(config: DetoxConfig) -> str:
         registry.describe("lm", config.model, **_below(config)).tag,
     ]
     settings = config.semantic()
-    if config.decoding.train.learn == "answers":
-        tags.append(load_prompt(config.prompt).tag)
     return config_hash(
         {
             **{name: settings[name] for name in ("segment", "gate")},
@@ -236,15 +231,12 @@ def _train(config: DetoxConfig, output: Folder, state: dict[str, Any], say: Say)
     method = {} if train.full else {"lora": True, "lora_r": train.lora_r, "lora_alpha": train.lora_alpha}
     if not train.full:
         method |= placing(config.adapter_name, train.layers)
-    if train.learn == "answers":
-        method |= {"prompt": config.prompt, "prompt_column": "text", "completion_column": "text"}
-    else:
-        method["text_column"] = "text"
     train_lm.run(
         train_lm.TrainLMConfig(
             data=str(texts),
             model=config.model,
             output=str(folder),
+            text_column="text",
             max_steps=steps,
             batch_size=train.batch_size,
             max_length=train.max_length,

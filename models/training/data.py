@@ -71,8 +71,7 @@ class DataForm:
         """The columns read."""
         return {
             "text": [self.text_column],
-            # one column for both: a model that is to repeat what it was asked
-            "completion": list(dict.fromkeys((self.prompt_column, self.completion_column))),
+            "completion": [self.prompt_column, self.completion_column],
             "messages": [self.messages_column],
         }[self.kind]
 

@@ -178,26 +178,6 @@ def test_its_adapter_lies_on_top_of_the_rewriters_in_the_last_layers(tiny: Path,
     assert "on_adapter" not in record["model"] and record["lora"]["layers"] == 0
 
 
-def test_it_can_learn_to_answer_the_rewriting_prompt_with_what_it_was_asked(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ("detox", write_shards(tmp_path / "in", 1), "-o", tmp_path / "out", *options(tiny))
-    answers = (*command, "--set", "decoding.train.learn=answers")
-    assert tamis(*answers, "--dry-run") == 0
-    assert "flags, as answers to the rewriting prompt, " in capsys.readouterr().out
-    assert tamis(*answers) == 0
-    record = json.loads((tmp_path / "out/_tamis/toxic-model/train.json").read_text())
-    form = record["data"]["form"]
-    assert (form["kind"], form["columns"]) == ("completion", ["text"])
-    assert form["prompt"].startswith("prompt@")
-    assert record["data"]["counts"]["examples"] == 22
-    # Found again; trained to write such texts it is another model.
-    revision = toxic_of(tmp_path / "out")["revision"]
-    assert tamis(*answers) == 0 and toxic_of(tmp_path / "out")["revision"] == revision
-    assert tamis(*command) == 4
-    assert tamis(*command, "--overwrite") == 0 and toxic_of(tmp_path / "out")["revision"] != revision
-
-
 def test_the_candidates_are_steered_and_socd_finds_spans(ran: Path) -> None:
     edits = record_of(ran)
     assert len(edits) == 23
