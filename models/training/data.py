@@ -71,7 +71,8 @@ class DataForm:
         """The columns read."""
         return {
             "text": [self.text_column],
-            "completion": [self.prompt_column, self.completion_column],
+            # one column can be both: a model that is to repeat what it was asked
+            "completion": list(dict.fromkeys((self.prompt_column, self.completion_column))),
             "messages": [self.messages_column],
         }[self.kind]
 

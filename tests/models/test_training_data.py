@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,6 +201,24 @@ def test_the_store_gives_back_what_was_encoded(tmp_path):
         assert ids.tolist() == example.ids and tuple(spans) == example.spans
         assert store.lengths[number] == len(example.ids)
     assert TOKENIZER.decode(store.prefix) == "Say: "
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "jsonl"])
+def test_one_column_can_be_prompt_and_completion(tmp_path, suffix):
+    table = pa.table({"text": ["One fine day.", "Another."], "other": [1, 2]})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    elif suffix == "arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    form = DataForm("completion", prompt_column="text", completion_column="text")
+    encoder = ExampleEncoder(TOKENIZER, form, 200)
+    reader = ShardReader(list_shards(str(path)), form.columns)
+    examples = [e for batch in reader for e in encoder(batch)]
+    assert [learned(e) for e in examples] == [["One fine day.<|im_end|>"], ["Another.<|im_end|>"]]
 
 
 def test_the_store_splits_by_prompt(tmp_path):
