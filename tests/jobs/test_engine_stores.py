@@ -129,6 +129,20 @@ def test_a_stopped_job_goes_on_and_no_committed_unit_is_done_twice(corpus, expec
     assert len(units) == len(set(units)) == result.plan.units
 
 
+def test_names_that_read_as_patterns_are_names(store, tmp_path):
+    url, options = store
+    for name, texts in (("a[1].jsonl", ["idiot", "poison"]), ("a1.jsonl", ["fine", "poison", "spam"])):
+        write_jsonl(tmp_path / "in" / name, texts)
+    upload(tmp_path / "in", f"{url}/in", options)
+    for _ in range(2):
+        run(f"{url}/in", f"{url}/out", STEPS, unit_rows=1, **fields(options))
+    run(tmp_path / "in", tmp_path / "local", STEPS)
+    assert read_output(download(f"{url}/out", options, tmp_path / "out")) == read_output(tmp_path / "local")
+    cache = RequestCache(f"{url}/c[1]", **options)
+    cache.put_many({b"k" * 16: b"v"})
+    assert cache.get_many([b"k" * 16, b"l" * 16, b"k" * 16]) == [b"v", None, b"v"]
+
+
 def test_answers_are_kept_beside_the_output(store, tmp_path):
     url, options = store
     bill = tmp_path / "bill"

@@ -19,6 +19,7 @@ import fsspec
 from filelock import FileLock
 
 from schemas.errors import OutputError
+from transforms.shards.files import read_objects
 
 _FILE = "answers.sqlite"
 _PATIENCE = 60  # seconds to wait for another process
@@ -102,9 +103,9 @@ class RequestCache:
         return f"{self._root}/{name[:2]}/{name}"
 
     def _get_objects(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        paths = {self._object(k): k for k in keys}
-        got = self._fs.cat(list(paths), on_error="omit") if paths else {}
-        return {paths[p if p in paths else self._fs._strip_protocol(p)]: v for p, v in got.items()}
+        unique = list(dict.fromkeys(keys))
+        answers = read_objects(self._fs, [self._object(k) for k in unique])
+        return {k: answer for k, answer in zip(unique, answers, strict=True) if answer is not None}
 
     def _get_sqlite(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}

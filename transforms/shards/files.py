@@ -6,7 +6,8 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 TEMPORARY = "_tamis/tmp"  # what is being written; a killed run leaves its parts there
 _BLOCK = 8 << 20
+_REQUESTS = 32  # at once, where a store removes files one by one: a request is nearly all waiting
 
 
 class Folder:
@@ -78,11 +80,8 @@ class Folder:
         """Contents of many small files at once (concurrent on object stores); missing ones are left out."""
         if self.is_local:
             return {n: self.local(n).read_bytes() for n in names if self.local(n).exists()}
-        got = self.fs.cat([self.path(n) for n in names], on_error="omit") if names else {}
-        if isinstance(got, bytes):  # fsspec unwraps a single path
-            return {names[0]: got}
-        cut = len(self.root.rstrip("/")) + 1
-        return {p[cut:]: v for p, v in got.items()}
+        found = read_objects(self.fs, [self.path(n) for n in names])
+        return {n: content for n, content in zip(names, found, strict=True) if content is not None}
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading."""
@@ -124,8 +123,32 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder, if it is there."""
-        if self.fs.exists(self.path(name)):
-            self.fs.rm(self.path(name), recursive=True)
+        path = self.path(name)
+        if not self.fs.exists(path):
+            return
+        if self.is_local:
+            self.fs.rm(path, recursive=True)
+        elif self.fs.isfile(path):
+            self.fs.rm_file(path)
+        else:
+            self._remove_objects(path, itself=bool(name))
+
+    def _remove_objects(self, path: str, *, itself: bool) -> None:
+        # Not by `rm`, which takes the name for a pattern and would remove what else it matches.
+        self._forget_listings()
+        below = self.fs.find(path, withdirs=True, detail=True)
+        folders = {p for p, info in below.items() if info.get("type") == "directory" and p != path}
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(self._remove_object, [p for p in below if p not in folders and p != path]))
+        self._forget_listings()
+        if self.fs.isdir(path):  # a filesystem with folders of their own, which an empty one survives
+            for folder in [*sorted(folders, reverse=True), *([path] if itself else [])]:
+                with suppress(OSError, NotImplementedError):
+                    self.fs.rmdir(folder)
+
+    def _remove_object(self, path: str) -> None:
+        with suppress(FileNotFoundError):  # another worker was faster
+            self.fs.rm_file(path)
 
     def child(self, name: str) -> Folder:
         """The folder `name` inside this one."""
@@ -134,6 +157,21 @@ class Folder:
 
 def _folder(url: str, options: dict[str, Any]) -> Folder:
     return Folder(url, **options)
+
+
+def read_objects(fs: Any, paths: list[str]) -> list[bytes | None]:
+    """Contents of many small objects, concurrently where the client can; None for one that is not there.
+
+    Not by `cat`, which takes a name for a pattern: asked for `a[1]` it answers with the content of `a1`.
+
+    Raises:
+        OSError: The store cannot be read.
+    """
+    found = fs.cat_ranges(paths, None, None, on_error="return") if paths else []
+    for content in found:
+        if isinstance(content, BaseException) and not isinstance(content, FileNotFoundError):
+            raise content
+    return [None if isinstance(content, BaseException) else bytes(content) for content in found]
 
 
 def copy_file(source: Folder, name: str, target: Folder, target_name: str) -> None:

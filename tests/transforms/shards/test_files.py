@@ -58,6 +58,41 @@ def test_a_folder_is_removed_with_all_in_it(folder):
     assert folder.find() == ["c"]
 
 
+@pytest.mark.parametrize("odd", ["a[1].bin", "a*.bin", "a?.bin"])
+def test_a_name_is_a_name_and_no_pattern(folder, odd):
+    """Stores' clients glob by default, and `a[1]` then reads, and removes, `a1`."""
+    folder.write("d/a1.bin", b"other")
+    assert folder.read_many([f"d/{odd}"]) == {}
+    folder.remove(f"d/{odd}")
+    folder.write(f"d/{odd}", b"mine")
+    folder.write(f"{odd}/x", b"inside")
+    assert folder.read_many([f"d/{odd}", "d/a1.bin"]) == {f"d/{odd}": b"mine", "d/a1.bin": b"other"}
+    folder.remove(f"d/{odd}")
+    folder.remove(odd)
+    assert folder.find() == ["d/a1.bin"]
+
+
+def test_a_removed_folder_is_no_folder_even_where_empty_folders_stay():
+    memory = Folder(f"memory://{uuid.uuid4().hex}")
+    memory.fs.makedirs(memory.path("d/e"))
+    memory.write("d/e/a", b"1")
+    memory.remove("d")
+    assert not memory.exists("d") and memory.find() == []
+
+
+def test_many_files_are_not_left_out_when_the_store_fails(monkeypatch):
+    """Only what is missing is left out: a receipt that cannot be read is not a unit that was never done."""
+    memory = Folder(f"memory://{uuid.uuid4().hex}")
+    memory.write("a", b"1")
+
+    def refuse(*_, **__):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(memory.fs, "cat_file", refuse)
+    with pytest.raises(PermissionError):
+        memory.read_many(["a"])
+
+
 def test_a_pickled_folder_is_the_same_folder(folder):
     folder.write("a", b"1")
     copy = pickle.loads(pickle.dumps(folder))
