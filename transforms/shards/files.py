@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import IO, Any
 import fsspec
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
+
+from schemas.errors import InputError
 
 TEMPORARY = "_tamis/tmp"  # what is being written; a killed run leaves its parts there
 _BLOCK = 8 << 20
@@ -58,14 +60,46 @@ class Folder:
         self._forget_listings()
         return bool(self.fs.exists(self.path(name)))
 
-    def find(self, name: str = "") -> list[str]:
-        """All files below `name`, relative to this folder, sorted; empty if there is no such folder."""
+    def find(self, name: str = "", *, closed: Callable[[str], bool] | None = None) -> list[str]:
+        """All files below `name`, relative to this folder, sorted; empty if there is no such folder.
+
+        Args:
+            name: Where to look.
+            closed: Asked about each local folder that cannot be listed, by its path relative to this one: whether
+                it may be passed over.
+
+        Raises:
+            InputError: A local folder cannot be listed, and may not be passed over.
+        """
         base = self.path(name)
         self._forget_listings()
         if not self.fs.exists(base):
             return []
         above = self.root.rstrip("/") + "/"
-        return sorted(p.removeprefix(above) for p in self.fs.find(base))  # archives name no root
+        paths = self._walk(base, closed) if self.is_local else self.fs.find(base)
+        return sorted(p.removeprefix(above) for p in paths)  # archives name no root
+
+    def _walk(self, base: str, closed: Callable[[str], bool] | None) -> Iterator[str]:
+        # Not by fsspec's `find`, which leaves out the folders it cannot list, and says nothing.
+        if not os.path.isdir(base):  # noqa: PTH112 - names that are not UTF-8 stay as they are
+            yield base
+        for folder, folders, files in os.walk(base, onerror=lambda error: self.refuse(error, closed)):
+            links = [name for name in folders if os.path.islink(f"{folder}/{name}")]  # noqa: PTH114
+            for name in (*links, *files):  # links to folders are not followed: they may lead in a circle
+                yield f"{folder.rstrip('/')}/{name}"
+
+    def refuse(self, error: OSError, closed: Callable[[str], bool] | None = None) -> None:
+        """Take the error of a listing: what vanished meanwhile, and what may be passed over, is none.
+
+        Raises:
+            InputError: It is one.
+        """
+        path = os.fspath(error.filename or self.root)
+        name = path.removeprefix(self.root.rstrip("/") + "/")
+        if not isinstance(error, FileNotFoundError) and not (closed is not None and closed(name)):
+            raise InputError(
+                f"cannot list {path}: {error.strerror or error}; make it readable, or move it elsewhere"
+            ) from error
 
     def _forget_listings(self) -> None:
         # Object stores' clients answer from listings they saw before other workers wrote.

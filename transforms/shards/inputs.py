@@ -5,7 +5,9 @@ A file, a folder, a glob, a `datasets` folder, an output of tamis, a hub id; loc
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,7 +101,7 @@ def _find(source: str, options: dict[str, Any]) -> InputListing:
         return _listing(_root(parent, folder.url, options), [name], source)
     if folder.exists("_tamis/plan.json"):
         return _from_output(folder, source)
-    return replace(_listing(folder, folder.find(), source), walked=True)
+    return replace(_listing(folder, folder.find(closed=_is_passed_over), source), walked=True)
 
 
 def _root(parent: str, source: str, options: dict[str, Any]) -> Folder:
@@ -113,12 +115,43 @@ def _from_glob(source: str, options: dict[str, Any]) -> InputListing:
     fixed = source[: _GLOB.search(source).start()].rpartition("/")[0]  # type: ignore[union-attr]
     root = _root(fixed, source, options)
     pattern = source[len(fixed) :].lstrip("/") if fixed else source.lstrip("/")
+    if root.is_local:
+        _check_listable(root, pattern)
     matches = root.fs.glob(f"{root.root.rstrip('/')}/{pattern}")
     cut = len(root.root.rstrip("/")) + 1
     names = [m[cut:] for m in sorted(matches) if root.fs.isfile(m)]
     if not names:
         raise InputError(f"nothing matches {source}")
     return _listing(root, names, source)
+
+
+def _check_listable(root: Folder, pattern: str) -> None:
+    """Refuse a folder that cannot be listed and may hold what a pattern matches: fsspec's globs pass it over.
+
+    Raises:
+        InputError: There is one.
+    """
+    if not os.path.isdir(root.root):  # noqa: PTH112 - names that are not UTF-8 stay as they are
+        return
+    parts = pattern.split("/")
+
+    def fits(name: str) -> bool:
+        for i, part in enumerate(name.split("/")):
+            if "**" in parts[i]:
+                return not _is_passed_over(name)
+            if i + 1 == len(parts) or not fnmatch.fnmatchcase(part, parts[i]):
+                return False
+        return not _is_passed_over(name)
+
+    for folder, folders, _ in os.walk(root.root, onerror=lambda error: root.refuse(error)):
+        above = folder.removeprefix(root.root.rstrip("/")).lstrip("/")
+        folders[:] = [name for name in folders if fits(f"{above}/{name}".lstrip("/"))]
+
+
+def _is_passed_over(name: str) -> bool:
+    """Whether a path lies where no shards are looked for."""
+    # Every ext4 disk has a lost+found that only root may list.
+    return any(part.startswith((".", "_")) or part == "lost+found" for part in name.split("/"))
 
 
 def _from_output(folder: Folder, source: str) -> InputListing:
@@ -149,7 +182,7 @@ def _listing(root: Folder, names: list[str], source: str) -> InputListing:
         parts = name.split("/")
         if name.endswith(".arrow") and name not in saved.get(name.rpartition("/")[0], {name}):
             continue
-        if any(p.startswith((".", "_")) for p in parts):
+        if _is_passed_over(name):
             continue
         format_ = format_of(name)
         if parts[-1] in _COMPANIONS:

@@ -1,6 +1,8 @@
 """Inputs: what the user typed becomes a sorted list of shards, or one line that says why not."""
 
+import errno
 import json
+import os
 import uuid
 from pathlib import Path
 
@@ -62,6 +64,43 @@ def test_a_file_is_a_listing_of_one_under_its_folder(corpus):
 def test_a_glob_gives_what_it_matches_under_its_fixed_part(corpus, pattern, expected, root):
     listing = list_input(f"{corpus}/{pattern}")
     assert names(listing) == expected and listing.root.root == str(corpus / root)
+
+
+@pytest.fixture
+def locked_away(monkeypatch):
+    """Makes folders that cannot be listed, for root as well, whom no mode keeps out."""
+    closed = set()
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if str(getattr(path, "path", path)) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return lambda path: closed.add(str(path))
+
+
+@pytest.mark.parametrize("source", ["", "/**/*.parquet", "/s*/deep/*.arrow", "/sub/*/*.arrow"])
+def test_a_folder_that_cannot_be_listed_is_refused(corpus, locked_away, source):
+    """Passed over, its shards would be missing from the output, and those of an earlier run removed."""
+    locked_away(corpus / "sub" / "deep")
+    with pytest.raises(InputError, match=r"cannot list .*/sub/deep: Permission denied"):
+        list_input(f"{corpus}{source}")
+
+
+def test_a_folder_that_cannot_be_listed_does_not_matter_where_no_shard_is_looked_for(corpus, locked_away):
+    (corpus / "lost+found").mkdir()
+    for name in (".git", "_tamis", "lost+found", "sub/_tmp"):
+        locked_away(corpus / name)
+    assert len(list_input(str(corpus)).shards) == 4
+    locked_away(corpus / "sub" / "deep")
+    for pattern in ("*.jsonl", "sub/*.parquet", "[ab].*", "x*/**/*.jsonl", "b.jsonl"):
+        if pattern.startswith("x"):
+            with pytest.raises(InputError, match="nothing matches"):
+                list_input(f"{corpus}/{pattern}")
+        else:
+            assert list_input(f"{corpus}/{pattern}").shards
 
 
 def test_relative_paths_and_globs(corpus, monkeypatch):
