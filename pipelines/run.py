@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 import uuid
@@ -122,6 +123,7 @@ def prepare(job: Job, source: str, settings: RunSettings, *, models: bool = True
         None if settings.limits else job.max_units,
         job.extra_columns,
     )
+    _check_kept(output, source, plan, overwrite=settings.overwrite)
     return Prepared(job, output, plan, tuple(beam_args))
 
 
@@ -283,6 +285,35 @@ def check_owner(output: Folder, job: Job, *, overwrite: bool, models: bool = Tru
             f"{output.url} holds this job with other settings ({', '.join(keys)}); pass --overwrite to replace it "
             "(answers already paid for are reused), or choose another --output"
         )
+
+
+def _check_kept(output: Folder, source: str, plan: Plan, *, overwrite: bool) -> None:
+    """Refuse to lose what was made of another input under the same root, unless told to replace it.
+
+    A shard that the same source no longer has was taken away on purpose, and a source that holds more shards than the
+    last one loses nothing.
+
+    Raises:
+        OutputError: The folder holds shards of another source that this one has not.
+    """
+    if overwrite or not output.exists(JOB):
+        return
+    old, before = str(orjson.loads(output.read(JOB)).get("source") or ""), load_plan(output)
+    local = "://" not in plan.input_url
+    if not old or before is None or _one_name(old, local=local) == _one_name(source, local=local):
+        return
+    lost = sorted({s.name for s in before.shards} - {s.name for s in plan.shards})
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise OutputError(
+            f"{output.url} holds a job over {old}, whose {lost[0]}{more} this input has not; "
+            "choose another --output, or pass --overwrite to replace it"
+        )
+
+
+def _one_name(source: str, *, local: bool) -> str:
+    """A source however it was typed, and from wherever; a glob too, for which there is no file."""
+    return os.path.abspath(source.removeprefix("file://")) if local else source.rstrip("/")  # noqa: PTH100
 
 
 def _is_other(output: Folder, job: Job) -> bool:

@@ -332,6 +332,25 @@ def test_another_job_or_another_input_is_refused_even_with_overwrite(corpus, tmp
     assert read_output(out) == before and (out / "_SUCCESS").exists()
 
 
+def test_another_input_under_the_same_root_does_not_replace_the_output(tmp_path, monkeypatch):
+    root, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        write_jsonl(root / name, [f"idiot {name}"])
+    run(root / "a.jsonl", out, [Replace()])
+    before = read_output(out)
+    for source in (root / "b.jsonl", root / "[bc].jsonl"):
+        with pytest.raises(OutputError, match=r"holds a job over .*/a\.jsonl, whose a\.jsonl .*--overwrite"):
+            run(source, out, [Replace()])
+    assert read_output(out) == before and (out / "_SUCCESS").exists()
+    assert run(root / "[ab].jsonl", out, [Replace()]).done == 1  # more than before: nothing is lost
+    monkeypatch.chdir(root)
+    (root / "b.jsonl").unlink()
+    assert run("../in/[ab].jsonl", out, [Replace()]).state == "finished"  # the same input, a shard taken away
+    assert set(files_below(out / "data")) == {"a.jsonl"}
+    run(root / "c.jsonl", out, [Replace()], overwrite=True)
+    assert set(files_below(out / "data")) == {"c.jsonl"}
+
+
 def test_other_settings_need_overwrite_which_leaves_nothing_of_the_old(corpus, tmp_path):
     out = tmp_path / "out"
     run(corpus, out, [Replace(), Fail(), Drop()], config={"word": "idiot", "same": 1})
