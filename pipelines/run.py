@@ -215,15 +215,19 @@ def _check_places(listing: InputListing, output: Folder) -> None:
     source = listing.root
     if type(source.fs) is not type(output.fs):
         return
-    root, place = source.root.rstrip("/") + "/", output.root.rstrip("/") + "/"
-    if listing.walked and place.startswith(root):
-        raise OutputError(
-            f"the output {output.url} lies inside the input {source.url}; choose another --output"
-        )
-    if any((root + shard.name).startswith(place) for shard in listing.shards):
-        raise OutputError(
-            f"the input {source.url} lies inside the output {output.url}; choose another --output"
-        )
+    names = [(source.root, output.root)]
+    if source.is_local:
+        names.append((os.path.realpath(source.root), os.path.realpath(output.root)))  # a link may lead inside
+    for above, below in names:
+        root, place = above.rstrip("/") + "/", below.rstrip("/") + "/"
+        if listing.walked and place.startswith(root):
+            raise OutputError(
+                f"the output {output.url} lies inside the input {source.url}; choose another --output"
+            )
+        if any((root + shard.name).startswith(place) for shard in listing.shards):
+            raise OutputError(
+                f"the input {source.url} lies inside the output {output.url}; choose another --output"
+            )
 
 
 def _describe(job: Job, source: str = "") -> bytes:

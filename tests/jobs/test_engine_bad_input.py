@@ -295,6 +295,26 @@ def test_the_output_may_not_lie_inside_the_input_nor_the_input_inside_the_output
     assert files_below(corpus).keys() == {"part-0.parquet", "more/part-0.jsonl"}
 
 
+def test_the_output_may_not_lie_where_a_glob_looks_nor_behind_a_link_into_the_input(corpus, tmp_path):
+    """A run again would find the first one's output among its input."""
+    with pytest.raises(OutputError, match="lies inside the input"):
+        run(f"{corpus}/**/*.jsonl", corpus / "clean", [Keep()])
+    for link, output in (
+        (tmp_path / "link", tmp_path / "link" / "out"),
+        (tmp_path / "out", tmp_path / "out"),
+    ):
+        (corpus / "empty").mkdir(exist_ok=True)
+        link.symlink_to(corpus / "empty")
+        with pytest.raises(OutputError, match="lies inside the input"):
+            run(corpus, output, [Keep()])
+    (tmp_path / "alias").symlink_to(corpus)
+    with pytest.raises(OutputError, match="lies inside the input"):
+        run(tmp_path / "alias", corpus / "out", [Keep()])
+    assert files_below(corpus).keys() == {"part-0.parquet", "more/part-0.jsonl"}
+    for _ in range(2):  # one level is not all levels
+        assert "finished" in run(f"{corpus}/more/*.jsonl", corpus / "more" / "clean", [Keep()]).state
+
+
 def test_a_folder_whose_name_only_begins_like_the_input_is_another_folder(corpus, tmp_path):
     assert run(corpus, f"{corpus}-clean", [Keep()]).state == "finished"
 

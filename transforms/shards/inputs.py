@@ -122,7 +122,7 @@ def _from_glob(source: str, options: dict[str, Any]) -> InputListing:
     names = [m[cut:] for m in sorted(matches) if root.fs.isfile(m)]
     if not names:
         raise InputError(f"nothing matches {source}")
-    return _listing(root, names, source)
+    return replace(_listing(root, names, source), walked="**" in pattern)
 
 
 def _check_listable(root: Folder, pattern: str) -> None:
