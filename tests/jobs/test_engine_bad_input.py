@@ -31,6 +31,7 @@ from tests.helpers import (
     write_jsonl,
     write_parquet,
 )
+from transforms.shards.files import Folder
 
 
 @pytest.fixture
@@ -263,6 +264,56 @@ def test_an_input_that_changes_while_the_job_runs_is_one_line(tmp_path):
     assert run(tmp_path / "in", tmp_path / "out", steps, unit_rows=5).state == "finished"
     run(tmp_path / "in", tmp_path / "fresh", [Replace()])
     assert read_output(tmp_path / "out") == read_output(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("how", ["grow", "change", "remove"])
+@pytest.mark.parametrize("step", [Keep(), Replace()], ids=["copied", "spliced"])
+def test_an_input_that_grows_or_changes_while_the_job_runs_is_not_finished(tmp_path, how, step):
+    """Nothing of what is read falls short, so that only the file itself can tell."""
+    source, out = tmp_path / "in" / "a.jsonl", tmp_path / "out"
+    write_jsonl(source, ["idiot", "fine"])
+    with pytest.raises(
+        InputError, match=r"a\.jsonl: it changed while the job ran; run the same command again"
+    ):
+        run(tmp_path / "in", out, [Meddle(str(source), how), step])
+    assert not (out / "_SUCCESS").exists() and not (out / "data" / "a.jsonl").exists()
+    if how == "remove":
+        write_jsonl(source, ["idiot", "new"])
+    run(tmp_path / "in", out, [Meddle(str(source), "touch"), step])  # its time alone means nothing
+    run(tmp_path / "in", tmp_path / "fresh", [step])
+    assert read_output(out) == read_output(tmp_path / "fresh")
+
+
+def test_an_object_that_changes_while_the_job_runs_is_not_finished(tmp_path):
+    source = Folder("memory://changing/in")
+    source.write("a.jsonl", b'{"text": "idiot"}\n')
+    try:
+        with pytest.raises(InputError, match=r"a\.jsonl: it changed while the job ran"):
+            run(source.url, tmp_path / "out", [Meddle(source.url, "store")])
+    finally:
+        source.remove("")
+
+
+class Meddle(Keep):
+    """Does something to a file that the job has read from."""
+
+    def __init__(self, path, how):
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "how", how)
+        object.__setattr__(self, "label", "Meddle")
+
+    def __call__(self, batch, context):
+        path = Path(self.path)
+        if self.how == "grow":
+            path.write_bytes(path.read_bytes() + b'{"text": "late"}\n')
+        elif self.how == "change":
+            path.write_bytes(path.read_bytes().replace(b"fine", b"good"))
+        elif self.how == "remove":
+            path.unlink()
+        elif self.how == "store":
+            Folder(self.path).write("a.jsonl", b'{"text": "other"}\n')
+        os.utime(path, ns=(1, 1)) if path.exists() else None
+        return batch
 
 
 class Shrink(Keep):

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from schemas import flight
 from schemas.columns import is_text, to_plain_text
 from schemas.edits import EDIT_SCHEMA
+from schemas.errors import InputError
 from schemas.fingerprint import fingerprint
 from transforms.shards.deltas import DeltaCursor, pick_rows
-from transforms.shards.files import TEMPORARY, Folder, copy_file, sidecar_name
+from transforms.shards.files import TEMPORARY, Folder, copy_file, is_unchanged, sidecar_name
 from transforms.shards.formats import Assembled, AssembleOptions, get_format
 from transforms.shards.plan import ShardPlan
 from transforms.shards.receipts import SHARDS, Receipt, load_unit, total
@@ -42,6 +43,9 @@ def assemble_shard(
     """Write `data/<shard>` and its sidecars; returns the shard's entry of the manifest.
 
     An assembled shard carries a receipt too, so a resumed run leaves it alone when its units are the same.
+
+    Raises:
+        InputError: The source is not what was planned and read, or changed while it was written out.
     """
     receipts = sorted(receipts, key=lambda r: r.unit)
     mark = fingerprint(*(f"{r.key}:{r.digest}" for r in receipts), shard.fingerprint, repr(options))
@@ -65,11 +69,23 @@ def assemble_shard(
         _write_unreadable(output, shard)
         _forget_data(output, shard.name)
     else:
+        _check_unchanged(source, shard)
         sidecars = _write_sidecars(output, shard, receipts)
         entry |= _write_data(source, output, shard, receipts, text_column, options)
+        try:
+            _check_unchanged(source, shard)
+        except InputError:
+            _forget_data(output, shard.name)
+            raise
         entry |= sidecars
     output.write(shard_receipt_name(shard.name), orjson.dumps({"mark": mark, "entry": entry}))
     return entry
+
+
+def _check_unchanged(source: Folder, shard: ShardPlan) -> None:
+    # Rows added behind the planned ones, or texts changed in place, would show nowhere else.
+    if not is_unchanged(source, shard.name, shard.size, shard.stamp, shard.fingerprint):
+        raise InputError(f"{shard.name}: it changed while the job ran; run the same command again")
 
 
 def _done(output: Folder, name: str, mark: str) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from schemas.errors import InputError
 
 TEMPORARY = "_tamis/tmp"  # what is being written; a killed run leaves its parts there
 _BLOCK = 8 << 20
+_TIMES = ("mtime", "LastModified", "updated", "created")
 _REQUESTS = 32  # at once, where a store removes files one by one: a request is nearly all waiting
 
 
@@ -100,6 +101,15 @@ class Folder:
             raise InputError(
                 f"cannot list {path}: {error.strerror or error}; make it readable, or move it elsewhere"
             ) from error
+
+    def info(self, name: str) -> dict[str, Any]:
+        """What the filesystem says of a file now.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        self._forget_listings()
+        return dict(self.fs.info(self.path(name)))
 
     def _forget_listings(self) -> None:
         # Object stores' clients answer from listings they saw before other workers wrote.
@@ -223,14 +233,48 @@ def copy_file(source: Folder, name: str, target: Folder, target_name: str) -> No
 def file_fingerprint(folder: Folder, name: str, info: dict[str, Any] | None = None) -> str:
     """Name a file's content: xxh3-128 of its bytes, or the object store's own checksum where it has one."""
     info = info or folder.fs.info(folder.path(name))
-    for key in ("ETag", "etag", "md5Hash", "crc32c", "checksum", "oid", "blob_id"):
-        if info.get(key):
-            return f"{key.lower()}:{str(info[key]).strip(chr(34))}:{info.get('size')}"
+    if checksum := _checksum(info):
+        return checksum
     state = xxhash.xxh3_128()
     with folder.open(name) as file:
         while block := file.read(_BLOCK):
             state.update(block)
     return f"xxh3:{state.hexdigest()}"
+
+
+def is_unchanged(folder: Folder, name: str, size: int, stamp: str, fingerprint: str) -> bool:
+    """Whether a file still is what was noted of it; its content is read only where its time says it may not be.
+
+    Args:
+        folder: Where it lies.
+        name: Its name.
+        size: Its size then.
+        stamp: `modified` then.
+        fingerprint: `file_fingerprint` then.
+    """
+    try:
+        info = folder.info(name)
+        if int(info.get("size") or 0) != size:
+            return False
+        # Two answers of one store may give a time in seconds and in fractions; its checksum decides.
+        if modified(info) == stamp and not _checksum(info):
+            return True
+        return file_fingerprint(folder, name, info) == fingerprint
+    except FileNotFoundError:
+        return False
+
+
+def modified(info: dict[str, Any]) -> str:
+    """When a file was last written, as its filesystem says it; empty where that says nothing."""
+    return str(next((info[key] for key in _TIMES if info.get(key)), ""))
+
+
+def _checksum(info: dict[str, Any]) -> str:
+    """The store's own checksum; empty where it has none."""
+    for key in ("ETag", "etag", "md5Hash", "crc32c", "checksum", "oid", "blob_id"):
+        if info.get(key):
+            return f"{key.lower()}:{str(info[key]).strip(chr(34))}:{info.get('size')}"
+    return ""
 
 
 def sidecar_name(shard: str) -> str:

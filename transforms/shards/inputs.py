@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from models.scorers.judging import brief
 from schemas.errors import InputError
-from transforms.shards.files import Folder
+from transforms.shards.files import Folder, modified
 from transforms.shards.formats import format_of
 from transforms.shards.steps import describe
 
@@ -191,14 +191,7 @@ def _listing(root: Folder, names: list[str], source: str) -> InputListing:
             ignored += 1
         else:
             info = root.fs.info(root.path(name))
-            stamp = (
-                info.get("mtime")
-                or info.get("LastModified")
-                or info.get("updated")
-                or info.get("created")
-                or ""
-            )
-            shards.append(ShardFile(name, format_, int(info.get("size") or 0), str(stamp)))
+            shards.append(ShardFile(name, format_, int(info.get("size") or 0), modified(info)))
     if not shards:
         seen = f" ({ignored} other files there)" if ignored else ""
         raise InputError(f"no Parquet, JSONL or Arrow shards in {source}{seen}")

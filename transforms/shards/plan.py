@@ -172,7 +172,7 @@ def make_plan(
         try:
             mark = file_fingerprint(listing.root, file.name)
             if old and not old.error and old.fingerprint == mark:
-                return replace(old, stamp=file.stamp)
+                return replace(old, size=file.size, stamp=file.stamp)
             found = get_format(file.format).survey(
                 listing.root, file.name, limits, text_column, id_column, extra
             )
