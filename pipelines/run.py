@@ -353,6 +353,8 @@ def _absolute(source: str) -> str:
 
 
 def _open_output(job: Job) -> Folder:
+    if not job.output_url.strip():
+        raise OutputError("the output is empty; pass a folder with --output")
     try:
         return job.output()
     except (ValueError, ImportError) as error:  # an unknown protocol, a filesystem that is not installed

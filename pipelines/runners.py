@@ -122,6 +122,10 @@ def _check_known(args: Sequence[str]) -> None:
         _, unknown = parser.parse_known_args([a for a in args if a != "--"])
     except argparse.ArgumentError as error:
         raise TamisError(f"Beam's arguments: {error}") from error
+    if unknown and not unknown[0].startswith("-"):
+        raise TamisError(
+            f"a job takes one input, and {unknown[0]} is one more; quote a glob ('*.jsonl'), or pass a folder"
+        )
     if unknown:
         raise TamisError(f"Beam knows no option {unknown[0]}; tamis's own options stand before the `--`")
 

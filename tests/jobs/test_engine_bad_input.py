@@ -366,6 +366,18 @@ def test_the_output_may_not_lie_where_a_glob_looks_nor_behind_a_link_into_the_in
         assert "finished" in run(f"{corpus}/more/*.jsonl", corpus / "more" / "clean", [Keep()]).state
 
 
+def test_an_empty_output_is_one_line(corpus):
+    with pytest.raises(OutputError, match="the output is empty"):
+        run(corpus, "", [Keep()])
+
+
+def test_a_glob_that_the_shell_expanded_is_one_line(corpus, tmp_path):
+    with pytest.raises(TamisError, match=r"one input, and b\.jsonl is one more; quote a glob"):
+        run(corpus, tmp_path / "out", [Keep()], beam_args=("b.jsonl", "c.jsonl"))
+    with pytest.raises(TamisError, match="Beam knows no option --b"):
+        run(corpus, tmp_path / "out", [Keep()], beam_args=("--b", "c.jsonl"))
+
+
 def test_a_folder_whose_name_only_begins_like_the_input_is_another_folder(corpus, tmp_path):
     assert run(corpus, f"{corpus}-clean", [Keep()]).state == "finished"
 

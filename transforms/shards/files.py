@@ -15,7 +15,7 @@ import fsspec
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import InputError
+from schemas.errors import InputError, TamisError
 
 TEMPORARY = "_tamis/tmp"  # what is being written; a killed run leaves its parts there
 _BLOCK = 8 << 20
@@ -29,10 +29,15 @@ class Folder:
     Args:
         url: `out`, `/data/out`, `s3://bucket/out`, `memory://out` ...
         options: Passed to the filesystem (`endpoint_url`, credentials).
+
+    Raises:
+        TamisError: The name is empty: most likely a variable that is not set, and surely not the root of the disk.
     """
 
     def __init__(self, url: str | os.PathLike[str], **options: Any) -> None:
         typed = str(url)
+        if not typed.strip():
+            raise TamisError("an empty name is no folder; pass its path (`.` is the working directory)")
         self.url = typed if typed.endswith("://") else typed.rstrip("/") or "/"
         self.options = options
         self.fs, root = fsspec.core.url_to_fs(self.url, **options)

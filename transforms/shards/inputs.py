@@ -71,9 +71,12 @@ def list_input(source: str, options: dict[str, Any] | None = None) -> InputListi
         options: fsspec options of its filesystem.
 
     Raises:
-        InputError: There is nothing there, or nothing that is a shard.
+        InputError: There is nothing there, or nothing that is a shard; its name is empty, or no UTF-8.
     """
     options = options or {}
+    if not source.strip():
+        raise InputError("the input is empty; pass a file, folder, glob, URL or hub id")
+    _check_name(source)
     try:
         return _find(source, options)
     except InputError:
@@ -82,6 +85,19 @@ def list_input(source: str, options: dict[str, Any] | None = None) -> InputListi
         # An unknown protocol, a filesystem that is not installed, a bucket or hub that cannot be reached.
         hint = " (no such folder here, so it was taken for a hub id)" if _is_hub_id(source) else ""
         raise InputError(f"no such input: {source}{hint}: {describe(error)}") from error
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that neither the plan nor the manifest could hold, for both are JSON.
+
+    Raises:
+        InputError: It is one.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise InputError(f"{shown}: its name is not UTF-8; rename it") from error
 
 
 def _is_hub_id(source: str) -> bool:
@@ -174,6 +190,7 @@ def _from_output(folder: Folder, source: str) -> InputListing:
 
 
 def _listing(root: Folder, names: list[str], source: str) -> InputListing:
+    _check_name(root.url)
     shards: list[ShardFile] = []
     companions: list[str] = []
     ignored = 0
@@ -185,6 +202,8 @@ def _listing(root: Folder, names: list[str], source: str) -> InputListing:
         if _is_passed_over(name):
             continue
         format_ = format_of(name)
+        if format_ is not None:
+            _check_name(name)
         if parts[-1] in _COMPANIONS:
             companions.append(name)
         elif format_ is None:

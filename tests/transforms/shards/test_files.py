@@ -7,6 +7,7 @@ import uuid
 import fsspec
 import pytest
 
+from schemas.errors import TamisError
 from transforms.shards.files import Folder, copy_file, file_fingerprint, sidecar_name
 
 
@@ -175,6 +176,12 @@ def test_a_folder_has_one_name_however_it_is_typed(tmp_path, monkeypatch, typed,
     assert folder.root == root.format(cwd=tmp_path)
     if not typed.startswith("memory"):
         assert folder.url == folder.root
+
+
+@pytest.mark.parametrize("typed", ["", " "])
+def test_an_empty_name_is_not_the_root_of_the_disk(typed):
+    with pytest.raises(TamisError, match="an empty name is no folder"):
+        Folder(typed)
 
 
 def test_paths_in_the_root_of_a_filesystem():

@@ -234,6 +234,26 @@ def test_another_tool_s_state_file_says_nothing(tmp_path, content):
     assert names(list_input(str(tmp_path))) == ["a.arrow"]
 
 
+def test_an_empty_input_is_one_line():
+    for source in ("", " "):
+        with pytest.raises(InputError, match="the input is empty"):
+            list_input(source)
+
+
+def test_a_name_that_is_not_utf8_is_one_line_that_shows_it(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / name).mkdir()
+    for path in (tmp_path / f"{name}.jsonl", tmp_path / name / "a.jsonl"):
+        path.write_bytes(b"x")
+        for source in (path, path.parent, f"{path.parent}/*.jsonl"):
+            with pytest.raises(InputError, match=r"caf\\udce9.*: its name is not UTF-8; rename it"):
+                list_input(str(source))
+        path.unlink()
+    (tmp_path / f"{name}.txt").write_bytes(b"x")
+    (tmp_path / "a.jsonl").write_bytes(b"x")
+    assert names(list_input(str(tmp_path))) == ["a.jsonl"]
+
+
 def test_links_are_followed(tmp_path):
     write_jsonl(tmp_path / "blobs" / "0123", ["fine"])
     (tmp_path / "in").mkdir()
