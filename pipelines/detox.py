@@ -132,7 +132,8 @@ def run(config: DetoxConfig, settings: RunSettings) -> RunResult:
         trained = find_toxic_model(config, settings)
         note = f"toxic model: {trained.folder}, trained before" if trained else describe_training(config)
         job = build_job(config, trained) if trained else build_job(config.without_contrast())
-        return replace(run_job(job, config.input, settings), notes=(note,))
+        result = run_job(job, config.input, settings)
+        return replace(result, notes=(note, *result.notes))
     if config.trains:
         build_job(config.without_contrast())  # whatever else is amiss is said before minutes of training
     trained = ready_toxic_model(config, settings)
@@ -172,6 +173,8 @@ def print_result(config: DetoxConfig, result: RunResult) -> None:
         f"{result.state}: {t['rows_in']} rows in, {t['rows_kept']} kept ({t['rows_changed']} of them rewritten, "
         f"{t['edits']} edits), {t['rows_dropped']} dropped, {t['rows_dead']} dead"
     )
+    for note in result.notes:
+        print(note)
     print(f"corpus: {config.output}/data")
     print(f"report: {config.output}/report.html")
     if t["rows_dead"]:

@@ -281,6 +281,8 @@ def print_result(config: EmbedConfig, result: RunResult) -> None:
         print(
             f"{result.plan.rows} rows in {len(result.plan.shards)} shards, {result.done} units already done"
         )
+        for note in result.notes:
+            print(note)
         return
     totals, counters = result.manifest["totals"], result.manifest["counters"]
     notes = [
@@ -296,6 +298,8 @@ def print_result(config: EmbedConfig, result: RunResult) -> None:
     print(f"{result.state}: {totals['rows_kept']} rows embedded, {totals['rows_dead']} dead")
     for note in notes:
         print(f"  {note}")
+    for note in result.notes:
+        print(note)
     print(f"vectors: {config.output}/attributes/{config.attribute}")
     if "index" in result.manifest:
         print(describe_index(config.output, result.manifest["index"]))

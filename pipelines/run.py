@@ -140,16 +140,18 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
     """
     ready = prepare(job, source, settings)
     job, output, plan = ready.job, ready.output, ready.plan
+    notes = _left_out(plan)
     if settings.dry_run:
         done = read_receipts(output, plan, job.config_hash) if output.exists(RECEIPTS) else {}
-        return RunResult("planned", None, plan, len(done))
+        return RunResult("planned", None, plan, len(done), notes=notes)
     with locked(output):
         with writable(output):
             if settings.overwrite and _is_other(output, job):
                 _forget(output)
             done = read_receipts(output, plan, job.config_hash)
             if len(done) == plan.units and is_finished(output, plan, job.config_hash, job.assemble):
-                return RunResult("already finished", orjson.loads(output.read(MANIFEST)), plan, len(done))
+                manifest = orjson.loads(output.read(MANIFEST))
+                return RunResult("already finished", manifest, plan, len(done), notes=notes)
             for name in (SUCCESS, MANIFEST):
                 output.remove(name)
             output.write(JOB, _describe(job, source))
@@ -161,9 +163,9 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
         with _progress(output, plan, done, settings), terminable():
             state, detail = run_graph(ready.beam_args, lambda pipeline: build(pipeline, job))
     if state != "finished":
-        return RunResult(state, None, plan, len(done), detail)
+        return RunResult(state, None, plan, len(done), detail, notes)
     manifest = orjson.loads(output.read(MANIFEST))
-    return RunResult("finished", manifest, plan, len(done))
+    return RunResult("finished", manifest, plan, len(done), notes=notes)
 
 
 def run_graph(args: Sequence[str], build_graph: Callable[[Any], Any]) -> tuple[str, str]:
@@ -350,6 +352,14 @@ def _forget(output: Folder) -> None:
 def _absolute(source: str) -> str:
     """A local path as it reads from anywhere; URLs and hub ids as they are."""
     return str(Path(source).absolute()) if Path(source.split("*")[0] or ".").exists() else source
+
+
+def _left_out(plan: Plan) -> tuple[str, ...]:
+    """A line about the input's files of other kinds: someone may count on their being read."""
+    if not plan.ignored:
+        return ()
+    names = ", ".join(plan.ignored_examples) + (", ..." if plan.ignored > len(plan.ignored_examples) else "")
+    return (f"{plan.ignored} other file{'s' if plan.ignored > 1 else ''} ignored ({names})",)
 
 
 def _open_output(job: Job) -> Folder:

@@ -63,8 +63,12 @@ def print_result(config: ScoreConfig, result: RunResult) -> None:
         print(
             f"{result.plan.rows} rows in {len(result.plan.shards)} shards, {result.done} units already done"
         )
+        for note in result.notes:
+            print(note)
         return
     totals = result.manifest["totals"]
     print(f"{result.state}: {totals['rows_kept']} rows scored, {totals['rows_dead']} dead")
+    for note in result.notes:
+        print(note)
     print(f"scores: {config.output}/attributes/{config.attribute}")
     print(f"report: {config.output}/report.html")

@@ -6,6 +6,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.run import RunSettings
 from pipelines.verify import verify_output
 from schemas.errors import TooManyDeadError
 from tests.conftest import ROOT
@@ -74,6 +75,7 @@ def test_the_manifest_says_what_was_run(corpus, tmp_path):
     )
     assert manifest["input"] | {"bytes": 0} == {
         "root": str(corpus), "text_column": "text", "id_column": "doc", "shards": 4, "bytes": 0,
+        "ignored": 0, "ignored_examples": [],
     }  # fmt: skip
     assert manifest["input"]["bytes"] == sum(p.stat().st_size for p in corpus.rglob("*.*"))
     assert manifest["environment"]["packages"]["apache-beam"] and manifest["environment"]["python"]
@@ -81,6 +83,26 @@ def test_the_manifest_says_what_was_run(corpus, tmp_path):
     assert manifest["created"] <= manifest["finished"] and manifest["seconds"] >= 0
     totals = manifest["totals"]
     assert totals["rows_in"] == totals["rows_kept"] + totals["rows_dropped"] + totals["rows_dead"] == 240
+
+
+def test_files_of_other_kinds_are_not_left_out_without_a_word(corpus, tmp_path, capsys):
+    from pipelines.score import ScoreConfig, print_result
+    from pipelines.score import run as score
+
+    for name in ("b.csv", "more/c.jsonl.bz2", ".hidden.csv"):
+        (corpus / name).write_text("x")
+    config = ScoreConfig(input=str(corpus), output=str(tmp_path / "out"), scorer="lexicon")
+    for state in ("finished", "already finished"):
+        result = score(config, RunSettings(progress="quiet"))
+        print_result(config, result)
+        printed = capsys.readouterr().out
+        assert state in printed and "\n2 other files ignored (b.csv, more/c.jsonl.bz2)\n" in printed
+    assert result.manifest["input"]["ignored"] == 2
+    assert result.manifest["input"]["ignored_examples"] == ["b.csv", "more/c.jsonl.bz2"]
+    for i in range(4):
+        (corpus / f"{i}.csv").write_text("x")
+    planned = score(config, RunSettings(progress="quiet", dry_run=True))
+    assert planned.notes == ("6 other files ignored (0.csv, 1.csv, 2.csv, ...)",)
 
 
 def test_events_tell_the_run_from_its_start_to_its_end(corpus, tmp_path):

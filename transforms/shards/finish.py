@@ -119,6 +119,8 @@ def build_manifest(
             "id_column": plan.id_column,
             "shards": len(plan.shards),
             "bytes": sum(s.size for s in plan.shards),
+            "ignored": plan.ignored,
+            "ignored_examples": list(plan.ignored_examples),
         },
         "totals": {name: sum(int(s.get(name) or 0) for s in shards) for name in names},
         "counters": sums["counters"],

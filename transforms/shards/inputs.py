@@ -23,7 +23,8 @@ _GLOB = re.compile(r"[*?\[]")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
 # What `datasets` keeps beside its Arrow files; copied along so that the output loads the same way.
-_COMPANIONS = {"dataset_info.json", "state.json", "dataset_dict.json"}
+_COMPANIONS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
+_EXAMPLES = 3  # names of ignored files that are shown
 
 
 class ShardFile(NamedTuple):
@@ -51,6 +52,7 @@ class InputListing:
         shards: Sorted by name.
         companions: Files copied unchanged (a `datasets` folder's own JSON).
         ignored: Number of files that are no shards.
+        examples: Names of a few of these.
         lineage: run id and config hash of the tamis output this is, if it is one.
         walked: Whether all below the root was looked through, so that an output there would become input.
     """
@@ -61,6 +63,7 @@ class InputListing:
     ignored: int = 0
     lineage: dict[str, Any] | None = None
     walked: bool = False
+    examples: tuple[str, ...] = ()
 
 
 def list_input(source: str, options: dict[str, Any] | None = None) -> InputListing:
@@ -96,8 +99,11 @@ def _check_name(name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        shown = name.encode("utf-8", "backslashreplace").decode()
-        raise InputError(f"{shown}: its name is not UTF-8; rename it") from error
+        raise InputError(f"{_printable(name)}: its name is not UTF-8; rename it") from error
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_hub_id(source: str) -> bool:
@@ -186,14 +192,14 @@ def _from_output(folder: Folder, source: str) -> InputListing:
         lineage["models"] = brief(
             manifest["models"]
         )  # so that a judge is known from what ranked, generations on
-    return InputListing(root, listing.shards, listing.companions, listing.ignored, lineage)
+    return replace(listing, lineage=lineage)
 
 
 def _listing(root: Folder, names: list[str], source: str) -> InputListing:
     _check_name(root.url)
     shards: list[ShardFile] = []
     companions: list[str] = []
-    ignored = 0
+    ignored: list[str] = []
     saved = _saved_files(root, names)
     for name in names:
         parts = name.split("/")
@@ -207,14 +213,15 @@ def _listing(root: Folder, names: list[str], source: str) -> InputListing:
         if parts[-1] in _COMPANIONS:
             companions.append(name)
         elif format_ is None:
-            ignored += 1
+            ignored.append(name)
         else:
             info = root.fs.info(root.path(name))
             shards.append(ShardFile(name, format_, int(info.get("size") or 0), modified(info)))
     if not shards:
-        seen = f" ({ignored} other files there)" if ignored else ""
+        seen = f" ({len(ignored)} other files there)" if ignored else ""
         raise InputError(f"no Parquet, JSONL or Arrow shards in {source}{seen}")
-    return InputListing(root, tuple(sorted(shards)), tuple(companions), ignored)
+    examples = tuple(_printable(name) for name in sorted(ignored)[:_EXAMPLES])
+    return InputListing(root, tuple(sorted(shards)), tuple(companions), len(ignored), examples=examples)
 
 
 def _saved_files(root: Folder, names: list[str]) -> dict[str, set[str]]:

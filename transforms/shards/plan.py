@@ -57,7 +57,18 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All work of a run."""
+    """All work of a run.
+
+    Attributes:
+        input_url: Input root.
+        text_column: Column with the text.
+        id_column: Column with ids, if any.
+        limits: Largest unit.
+        shards: What is to be done for each shard, in order.
+        companions: Files copied along unchanged.
+        ignored: Number of the input's files that are no shards and are left out.
+        ignored_examples: Names of a few of these.
+    """
 
     input_url: str
     text_column: str
@@ -65,6 +76,8 @@ class Plan:
     limits: UnitLimits
     shards: tuple[ShardPlan, ...]
     companions: tuple[str, ...] = ()
+    ignored: int = 0
+    ignored_examples: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -109,6 +122,8 @@ class Plan:
                 "unit_rows": self.limits.rows,
                 "unit_bytes": self.limits.bytes,
                 "companions": self.companions,
+                "ignored": self.ignored,
+                "ignored_examples": self.ignored_examples,
                 "shards": shards,
             },
             option=orjson.OPT_INDENT_2,
@@ -132,6 +147,8 @@ class Plan:
             UnitLimits(data["unit_rows"], data["unit_bytes"]),
             shards,
             tuple(data["companions"]),
+            data.get("ignored", 0),
+            tuple(data.get("ignored_examples", ())),
         )
 
 
@@ -193,7 +210,16 @@ def make_plan(
         count = sum(len(s.units) for s in shards)
         factor = -(-count // max_units)
         shards = tuple(s if _kept(s, known.get(s.name)) else coarsen(s, factor) for s in shards)
-    return Plan(listing.root.url, text_column, id_column, limits, shards, listing.companions)
+    return Plan(
+        listing.root.url,
+        text_column,
+        id_column,
+        limits,
+        shards,
+        listing.companions,
+        listing.ignored,
+        listing.examples,
+    )
 
 
 def _kept(shard: ShardPlan, old: ShardPlan | None) -> bool:

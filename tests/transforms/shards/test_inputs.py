@@ -42,7 +42,8 @@ def test_a_folder_gives_its_shards_sorted_and_passes_over_the_rest(corpus):
     listing = list_input(str(corpus))
     assert names(listing) == ["a.jsonl.gz", "b.jsonl", "sub/c.parquet", "sub/deep/d.arrow"]
     assert [s.format for s in listing.shards] == ["jsonl", "jsonl", "parquet", "arrow"]
-    assert listing.ignored == 2 and listing.root.root == str(corpus) and listing.lineage is None
+    assert listing.ignored == 2 and listing.examples == ("README.md", "e.csv")
+    assert listing.root.root == str(corpus) and listing.lineage is None
     assert all(s.size == 1 and s.stamp for s in listing.shards)
 
 
@@ -225,6 +226,13 @@ def test_the_files_of_a_saved_dataset_are_those_its_state_names(tmp_path):
         "dataset_info.json",
         "state.json",
     }
+
+
+def test_the_infos_of_an_older_data_set_are_no_shard(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ["fine"])
+    (tmp_path / "dataset_infos.json").write_text('{"default": {"description": "x"}}')
+    listing = list_input(str(tmp_path))
+    assert names(listing) == ["a.jsonl"] and listing.companions == ("dataset_infos.json",)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"_data_files": 3}', '{"_data_files": [3]}'])
