@@ -227,7 +227,7 @@ def steps(args: argparse.Namespace) -> None:
         [pl.read_parquet(f) for f in sorted((args.run / "edits").rglob("*.parquet"))]
     ).to_dicts()
     kept = pl.concat([pl.read_parquet(f) for f in sorted((args.run / "data").rglob("*.parquet"))])
-    source = pl.read_parquet(json.loads((args.run / "manifest.json").read_text())["config"]["input"])
+    source = pl.read_parquet(json.loads((args.run / "_tamis" / "job.json").read_text())["source"])
     rows = dict(source.select("id", "toxic").iter_rows())
     rows = {name: text for name, text in rows.items() if text}
     after = dict(kept.select("id", "toxic").iter_rows())

@@ -67,7 +67,7 @@ class TwoModels:
         check_one_vocabulary(base.tokenizer, toxic.tokenizer, base.info.name, toxic.info.name)
         self.base, self.toxic = base, toxic
         # Requests may be decoded side by side only where that changes no bit of either model's logits.
-        base.batch_rows = min(base.batch_rows, toxic.batch_rows)
+        base.limit_rows(toxic.most_rows)
         base.context_limit = min(base.context_limit, toxic.context_limit)
 
     def decoder(self) -> Decoder:
@@ -146,9 +146,9 @@ def load_pair(
         switch = _second_side(base, options.get("adapter"), toxic_adapter)
         if switch is not None:
             if not sides_are_independent(base.model):
-                base.batch_rows = options.get("batch_rows") or 1
+                base.limit_rows(options.get("batch_rows") or 1)
             elif base.model.device.type == "cpu":
-                base.batch_rows = min(base.batch_rows, FEW_ROWS)  # past it, another kernel
+                base.limit_rows(FEW_ROWS)  # past it, another kernel
             return TwoAdapters(base, switch)
     theirs = {name: value for name, value in options.items() if name != "name"}
     other = LocalLanguageModel(

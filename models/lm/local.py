@@ -110,6 +110,7 @@ class LocalLanguageModel:
         self._prepared = prepare(self.model, self.vocabulary) if can else Prepared(shared=False, exact=False)
         self.batch_rows = batch_rows or (EXACT_ROWS if self._prepared.exact else 1)
         self._rows_by_length = batch_rows is None and self._prepared.exact
+        self._most_rows: int | None = None
         self._own_decoder = self.decoder()
         self._constraints: Vocabulary | None = None  # made when a request first asks for a form
         extra = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": on.type, "threads": threads}
@@ -118,6 +119,18 @@ class LocalLanguageModel:
         # Other rounding than merged: not the same answers.
         extra |= {"decoding": "unmerged"} if adapter is not None and not merge_adapter else {}
         self.info: ModelInfo = dataclasses.replace(info, extra={**info.extra, **extra})
+
+    def limit_rows(self, most: int) -> None:
+        """Decode at most so many candidates together, however short they are: more would change results."""
+        self.batch_rows = min(self.batch_rows, most)
+        self._most_rows = most if self._most_rows is None else min(self._most_rows, most)
+
+    @property
+    def most_rows(self) -> int:
+        """Most candidates that are ever decoded together."""
+        return min(
+            2 * self.batch_rows if self._rows_by_length else self.batch_rows, self._most_rows or 1 << 30
+        )
 
     @staticmethod
     def describe(folder: str | Path, name: str = "", adapter: str | Path | None = None) -> ModelInfo:
@@ -304,7 +317,7 @@ class LocalLanguageModel:
         """Decode (index, request, prompt) triples; where an accelerator's memory does not suffice, in smaller batches."""
         batch_rows = self.batch_rows
         if self._rows_by_length and sampling.max_new_tokens <= SHORT:
-            batch_rows *= 2
+            batch_rows = min(2 * batch_rows, self._most_rows or 2 * batch_rows)
         while requests:
             watches = [StopWatch(self.tokenizer, request.stop) for _, request, _ in requests]
             jobs = [

@@ -302,6 +302,23 @@ def test_a_request_gives_the_same_candidates_alone_and_beside_others(made, toxic
     assert model.generate(REQUESTS[::-1], SAMPLING)[::-1] == together
 
 
+def test_short_answers_are_not_decoded_in_batches_so_large_that_products_round_otherwise(tmp_path):
+    wide = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    base = save_tiny_lm(tmp_path / "base", seed=0, **wide)
+    sides = {"adapter": save_adapter(tmp_path / "a", base, 1, scale=0.05)}
+    sides |= {"toxic_adapter": save_adapter(tmp_path / "b", base, 2, scale=0.05)}
+    model = SoCDModel(base, **sides, **OPTIONS)
+    short = Sampling(temperatures=(0.6, 0.8, 1.0, 1.2, 1.5), per_temperature=2, max_new_tokens=6)
+    requests = [request(f"text number {i}", seed=i) for i in range(8)]
+
+    def alphas(asked):
+        (_, traces), *_ = model.generate_traced(asked, short)
+        return [trace.alpha for trace in traces]
+
+    assert model.base.most_rows < len(requests) * short.n
+    assert alphas(requests) == alphas(requests[:1])
+
+
 @pytest.mark.parametrize("toxic", ["b", "stacked", "model"])
 def test_padding_changes_nothing(made, toxic):
     """Prompts of different lengths in one left-padded batch, both sides masked and positioned."""
