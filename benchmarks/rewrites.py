@@ -206,6 +206,7 @@ def measure(args: argparse.Namespace, part: str = "") -> None:
         inputs=(str(args.work / "held_out.parquet"),),
         output=str(args.work / f"eval{part and '-' + part}-{short}"),
         source="toxic",
+        id_column="id",
         systems=dict(item.split("=", 1) for item in args.system),
         references=NEUTRAL,
         judge=judge,

@@ -152,20 +152,19 @@ def _leaf(meta: pq.FileMetaData, column: str) -> int:
 
 
 def writer_settings(meta: pq.FileMetaData, options: AssembleOptions) -> dict[str, Any]:
-    """How a file was written, as far as its footer tells: codecs and dictionary use per column, format version."""
-    settings: dict[str, Any] = {"version": "2.6" if meta.format_version == "2.6" else meta.format_version}
-    if settings["version"] not in ("1.0", "2.4", "2.6"):
-        settings["version"] = "2.6"
+    """How a file was written, as far as its footer tells: codecs, dictionaries and statistics per column."""
+    # Not the source's version: an older one cannot hold nanoseconds, and polars and Spark write "1.0" over them.
+    # Values of lists keep the name they have; the standard's (`element`) would be another schema.
+    settings: dict[str, Any] = {"version": "2.6", "use_compliant_nested_type": False}
     if meta.num_row_groups == 0:
         settings["compression"] = options.compression or "snappy"
         return settings
     group = meta.row_group(0)
     columns = [group.column(i) for i in range(meta.num_columns)]
-    paths = [c.path_in_schema for c in columns]
-    settings["compression"] = options.compression or {
-        p: ("none" if c.compression == "UNCOMPRESSED" else c.compression.lower())
-        for p, c in zip(paths, columns, strict=True)
-    }
+    # Some writers' names of what lies within lists are not those pyarrow writes: columns are told by their order.
+    paths = _paths(meta.schema.to_arrow_schema())
+    codecs = ["none" if c.compression == "UNCOMPRESSED" else c.compression.lower() for c in columns]
+    settings["compression"] = options.compression or dict(zip(paths, codecs, strict=True))
     encoded = [
         p
         for p, c in zip(paths, columns, strict=True)
@@ -174,3 +173,12 @@ def writer_settings(meta: pq.FileMetaData, options: AssembleOptions) -> dict[str
     settings["use_dictionary"] = encoded or False
     settings["write_statistics"] = [p for p, c in zip(paths, columns, strict=True) if c.is_stats_set] or False
     return settings
+
+
+def _paths(schema: pa.Schema) -> list[str]:
+    """The columns' paths as they will be written."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, use_compliant_nested_type=False):
+        pass
+    written = pq.read_metadata(pa.BufferReader(sink.getvalue()))
+    return [written.schema.column(i).path for i in range(written.num_columns)]
