@@ -11,9 +11,9 @@ import orjson
 from pipelines.run import JOB, RunResult, RunSettings
 from schemas.errors import OutputError
 from transforms.shards.files import Folder
-from transforms.shards.finish import MANIFEST, SUCCESS
-from transforms.shards.plan import load_plan, save_plan
-from transforms.shards.receipts import read_receipts, remove_receipts
+from transforms.shards.finish import MANIFEST
+from transforms.shards.plan import load_plan
+from transforms.shards.receipts import read_receipts
 
 # By job: its module, its configuration, and the names fields have there that its record calls otherwise.
 _CONFIGS: dict[str, tuple[str, str, dict[str, str]]] = {
@@ -21,6 +21,9 @@ _CONFIGS: dict[str, tuple[str, str, dict[str, str]]] = {
     "score": ("pipelines.score", "ScoreConfig", {}),
     "embed": ("pipelines.embed", "EmbedConfig", {"prompt": "prefix"}),
 }
+
+# Settings that stand beside the configuration; those of writing are not there in what older runs left.
+_BESIDE = ("text_column", "id_column", "seed", "compression", "row_group_rows", "max_dead")
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,15 @@ def find_dead(url: str, options: dict[str, Any] | None = None) -> Replay:
     Raises:
         OutputError: There is no job in the folder.
     """
-    return _forget_dead(url, options or {}, dry_run=True)
+    return _count_dead(url, options or {})
 
 
 def retry_output(
     url: str, settings: RunSettings, options: dict[str, Any] | None = None
 ) -> tuple[Replay, RunResult | None]:
-    """Forget the units that hold dead rows and the shards that could not be read, and run the job again.
+    """Run the job again over the units that hold dead rows and the shards that could not be read.
 
-    Rows that lived in such a unit cost nothing but the reading: model answers come from the request cache.
+    The output stays as it is until the run has checked all it can and holds the folder's lock. Rows that lived in such a unit cost nothing but the reading: model answers come from the request cache.
 
     Args:
         url: The output folder.
@@ -69,14 +72,14 @@ def retry_output(
     stored = orjson.loads(folder.read(JOB)) if folder.exists() and folder.exists(JOB) else None
     if stored is not None and stored["name"] not in _CONFIGS:
         raise OutputError(f"{url} holds a {stored['name']} job; run its own command again instead")
-    replay = _forget_dead(url, options or {}, dry_run=settings.dry_run)
+    replay = _count_dead(url, options or {})
     if settings.dry_run or replay == Replay(0, 0, 0) or stored is None:
         return replay, None
     module, kind, others = _CONFIGS[stored["name"]]
     job: Any = importlib.import_module(module)
     fields = getattr(job, kind).model_fields
     then = {others.get(k, k): v for k, v in stored["config"].items()}
-    columns = {k: stored[k] for k in ("text_column", "id_column", "seed")}
+    columns = {k: stored[k] for k in _BESIDE if k in stored}
     config = getattr(job, kind).model_validate(
         {
             **{k: v for k, v in {**then, **columns}.items() if k in fields},
@@ -85,10 +88,10 @@ def retry_output(
             "storage_options": options or {},
         }
     )
-    return replay, job.run(config, replace(settings, overwrite=False))
+    return replay, job.run(config, replace(settings, overwrite=False, replay=True))
 
 
-def _forget_dead(url: str, options: dict[str, Any], *, dry_run: bool) -> Replay:
+def _count_dead(url: str, options: dict[str, Any]) -> Replay:
     output = Folder(url, **options)
     plan = load_plan(output) if output.exists() else None
     if plan is None or not output.exists(JOB):
@@ -99,13 +102,4 @@ def _forget_dead(url: str, options: dict[str, Any], *, dry_run: bool) -> Replay:
     stored = orjson.loads(output.read(JOB))
     receipts = read_receipts(output, plan, stored["config_hash"])
     dead = [r for r in receipts.values() if r.dead]
-    broken = [s for s in plan.shards if s.error]
-    if not dry_run and (dead or broken):
-        for name in (SUCCESS, MANIFEST):
-            output.remove(name)
-        remove_receipts(output, dead)
-        # Without its stamp a shard is looked at again, and with an error it keeps nothing of the old survey.
-        save_plan(
-            replace(plan, shards=tuple(replace(s, stamp="") if s.error else s for s in plan.shards)), output
-        )
-    return Replay(sum(r.dead for r in dead), len(dead), len(broken))
+    return Replay(sum(r.dead for r in dead), len(dead), sum(bool(s.error) for s in plan.shards))

@@ -8,7 +8,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from transforms.shards.events import EventLog
 from transforms.shards.files import Folder
 from transforms.shards.finish import MANIFEST, SUCCESS, is_finished
 from transforms.shards.formats import UnitLimits
-from transforms.shards.inputs import InputListing, list_input
+from transforms.shards.inputs import InputListing, is_hub_id, list_input
 from transforms.shards.plan import Plan, load_plan, make_plan, save_plan
-from transforms.shards.receipts import RECEIPTS, SHARDS, Receipt, read_receipts
+from transforms.shards.receipts import RECEIPTS, SHARDS, Receipt, read_receipts, remove_receipts
 
 JOB = "_tamis/job.json"
 
@@ -40,6 +40,7 @@ class RunSettings:
         dry_run: Check and plan, then stop.
         progress: `auto` (bars on a terminal, else lines), `plain`, `quiet`.
         beam_args: Passed to Beam as they are (`--runner=...`).
+        replay: Do units with dead rows and shards that could not be read once more.
     """
 
     workers: int = 1
@@ -48,6 +49,7 @@ class RunSettings:
     dry_run: bool = False
     progress: str = "auto"
     beam_args: tuple[str, ...] = ()
+    replay: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def prepare(job: Job, source: str, settings: RunSettings, *, models: bool = True
         job.text_column,
         job.id_column,
         settings.limits or job.limits,
-        _previous(output, job),
+        _previous(output, job, replay=settings.replay),
         None if settings.limits else job.max_units,
         job.extra_columns,
     )
@@ -149,6 +151,13 @@ def run_job(job: Job, source: str, settings: RunSettings) -> RunResult:
             if settings.overwrite and _is_other(output, job):
                 _forget(output)
             done = read_receipts(output, plan, job.config_hash)
+            dead = [r for r in done.values() if r.dead] if settings.replay else []
+            if dead:
+                # What says that the output is whole goes first: killed after it, a run is one to be resumed.
+                for name in (SUCCESS, MANIFEST):
+                    output.remove(name)
+                remove_receipts(output, dead)
+                done = {key: receipt for key, receipt in done.items() if not receipt.dead}
             if len(done) == plan.units and is_finished(output, plan, job.config_hash, job.assemble):
                 manifest = orjson.loads(output.read(MANIFEST))
                 return RunResult("already finished", manifest, plan, len(done), notes=notes)
@@ -244,6 +253,9 @@ def _describe(job: Job, source: str = "") -> bytes:
             "config": dict(job.config),
             "config_hash": job.config_hash,
             "models": [dict(m) for m in job.models],
+            # In no hash, but a retry is to write as the run did.
+            **asdict(job.assemble),
+            "max_dead": job.max_dead,
         },
         option=orjson.OPT_INDENT_2,
     )
@@ -326,10 +338,14 @@ def _is_other(output: Folder, job: Job) -> bool:
     return output.exists(JOB) and orjson.loads(output.read(JOB))["config_hash"] != job.config_hash
 
 
-def _previous(output: Folder, job: Job) -> Plan | None:
+def _previous(output: Folder, job: Job, *, replay: bool = False) -> Plan | None:
     plan = load_plan(output) if output.exists() else None
-    same = plan is not None and (plan.text_column, plan.id_column) == (job.text_column, job.id_column)
-    return plan if same else None
+    if plan is None or (plan.text_column, plan.id_column) != (job.text_column, job.id_column):
+        return None
+    if not replay:
+        return plan
+    # Without its stamp a shard is looked at again, and with an error it keeps nothing of the old survey.
+    return replace(plan, shards=tuple(replace(s, stamp="") if s.error else s for s in plan.shards))
 
 
 def _forget(output: Folder) -> None:
@@ -350,8 +366,10 @@ def _forget(output: Folder) -> None:
 
 
 def _absolute(source: str) -> str:
-    """A local path as it reads from anywhere; URLs and hub ids as they are."""
-    return str(Path(source).absolute()) if Path(source.split("*")[0] or ".").exists() else source
+    """A local path or glob as it reads from anywhere; URLs and hub ids as they are."""
+    if not source or "://" in source or is_hub_id(source):
+        return source
+    return str(Path(source).expanduser().absolute())
 
 
 def _left_out(plan: Plan) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def list_input(source: str, options: dict[str, Any] | None = None) -> InputListi
         raise
     except Exception as error:
         # An unknown protocol, a filesystem that is not installed, a bucket or hub that cannot be reached.
-        hint = " (no such folder here, so it was taken for a hub id)" if _is_hub_id(source) else ""
+        hint = " (no such folder here, so it was taken for a hub id)" if is_hub_id(source) else ""
         raise InputError(f"no such input: {source}{hint}: {describe(error)}") from error
 
 
@@ -106,12 +106,13 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _is_hub_id(source: str) -> bool:
+def is_hub_id(source: str) -> bool:
+    """Whether a source is taken for a dataset's id on a hub: shaped like one, and nothing here has that name."""
     return bool(_HUB_ID.match(source)) and not _URL.match(source) and not Path(source).exists()
 
 
 def _find(source: str, options: dict[str, Any]) -> InputListing:
-    hub = _is_hub_id(source)
+    hub = is_hub_id(source)
     if _GLOB.search(source) and not Path(source).exists():
         return _from_glob(source, options)
     folder = Folder(f"hf://datasets/{source}" if hub else source, **options)
