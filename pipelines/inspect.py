@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.report.output import TEXT_ROWS, Output, json_batch, read_batches, read_json_rows, read_schema
 from pipelines.report.query import condition
 from schemas.columns import is_text
 from schemas.errors import InputError
 from schemas.fingerprint import schema_fingerprint
+from transforms.shards.deltas import pick_rows
 from transforms.shards.files import Folder
 from transforms.shards.formats import format_of
 
@@ -140,7 +142,7 @@ def _chunks(
                 yield [row for row, good in zip(rows, chosen, strict=True) if good]
         else:
             for batch in read_batches(files.folder, name, batch_rows=TEXT_ROWS):
-                yield _to_rows(batch.filter(keep(batch)) if keep else batch)
+                yield _to_rows(_chosen(batch, keep(batch)) if keep else batch)
 
 
 def to_json(row: Mapping[str, Any]) -> bytes:
@@ -150,7 +152,12 @@ def to_json(row: Mapping[str, Any]) -> bytes:
     )
 
 
-def _to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def _chosen(batch: pa.RecordBatch, wanted: pa.Array) -> pa.Table:
+    mask = pc.fill_null(wanted, False).to_numpy(zero_copy_only=False)
+    return pick_rows(pa.Table.from_batches([batch]), mask)
+
+
+def _to_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
     names = batch.schema.names
     columns = [column.to_pylist() for column in batch.columns]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]

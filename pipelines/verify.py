@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 from schemas.columns import to_plain_text
 from schemas.errors import OutputError
 from transforms.edits import apply_edits
+from transforms.shards.deltas import pick_rows
 from transforms.shards.files import Folder, file_fingerprint, sidecar_name
 from transforms.shards.finish import MANIFEST, SUCCESS
 from transforms.shards.formats import format_of, get_format
-from transforms.shards.formats.jsonl import splice
+from transforms.shards.formats.jsonl import line_object, splice
+from transforms.shards.steps import describe
 
 _BLOCK = 8 << 20
 
@@ -92,6 +94,10 @@ def verify_output(url: str, *, compare: bool = True, options: dict[str, Any] | N
                 _compare(source, output, entry, manifest["input"]["text_column"], verdict)
             except (ValueError, KeyError, pa.ArrowException) as error:
                 verdict.problems.append(f"{entry['path']}: {error}")
+            except OSError as error:
+                verdict.problems.append(
+                    f"{entry['path']}: cannot be compared with the input: {describe(error)}"
+                )
     verdict.problems += _check_index(output, manifest.get("index"))
     return verdict
 
@@ -141,13 +147,15 @@ def _compare(
     for chunk in format_.scan(source, name):
         keep = np.array([row + i not in removed for i in range(chunk.num_rows)], bool)
         numbers = np.arange(row, row + chunk.num_rows)[keep]
-        before = chunk.filter(pa.array(keep))
+        row += chunk.num_rows
+        before = pick_rows(chunk, keep)
+        if not before.num_rows:  # all of it was dropped; there may not even be anything to take from
+            continue
         after = written.take(before.num_rows)
         if format_.name == "jsonl":
             _compare_lines(before, after, numbers, edits, text_column, verdict)
         else:
             _compare_columns(before, after, numbers, edits, text_column, verdict)
-        row += chunk.num_rows
     if written.take(1).num_rows:
         raise ValueError("it has more rows than the input less what was dropped")
     for folder in output.find("attributes"):
@@ -174,7 +182,7 @@ def _compare_lines(
         expected = old
         outside = len(old)
         if changes:
-            text = orjson.loads(old.removeprefix(b"\xef\xbb\xbf"))[text_column]
+            text = line_object(old)[text_column]
             expected = splice(old, text_column, apply_edits(text, changes))
             outside = len(old) - sum(len(e["before"].encode()) for e in changes)
             verdict.edited_rows += 1
@@ -196,7 +204,7 @@ def _compare_columns(
     if not before.schema.equals(after.schema, check_metadata=True):
         raise ValueError("its schema is not the input's")
     for column in before.schema.names:
-        if column != text_column and not before.column(column).equals(after.column(column)):
+        if column != text_column and not _equal(before.column(column), after.column(column)):
             raise ValueError(f"column '{column}' differs from the input's")
     old, new = to_plain_text(before.column(text_column)), to_plain_text(after.column(text_column))
     same = pc.or_(pc.fill_null(pc.equal(old, new), False), pc.and_(pc.is_null(old), pc.is_null(new)))
@@ -211,6 +219,40 @@ def _compare_columns(
         verdict.edited_rows += 1
     verdict.rows += before.num_rows
     verdict.bytes_outside_edits += outside
+
+
+def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> bool:
+    """Whether two columns hold the same, what is no number being the same as itself."""
+    if a.equals(b):
+        return True
+    one, other = (pa.concat_arrays(c.chunks) if c.num_chunks else pa.array([], c.type) for c in (a, b))
+    return _same(one, other)
+
+
+def _same(a: pa.Array, b: pa.Array) -> bool:
+    if a.type != b.type or len(a) != len(b):
+        return False
+    if a.equals(b):
+        return True
+    if isinstance(a, pa.ExtensionArray):
+        return _same(a.storage, b.storage)
+    if not a.is_null().equals(b.is_null()):
+        return False
+    type_ = a.type
+    if pa.types.is_floating(type_):
+        x, y = (v.cast(pa.float64()).to_numpy(zero_copy_only=False) for v in (a, b))
+        return bool(np.array_equal(x, y, equal_nan=True))
+    if pa.types.is_struct(type_):
+        return all(_same(x, y) for x, y in zip(a.flatten(), b.flatten(), strict=True))
+    if pa.types.is_map(type_):
+        pairs = pa.list_(pa.struct([type_.key_field, type_.item_field]))
+        return _same(a.cast(pairs), b.cast(pairs))
+    if pa.types.is_dictionary(type_):
+        return _same(a.dictionary_decode(), b.dictionary_decode())
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+        lengths = (pc.list_value_length(v) for v in (a, b))
+        return next(lengths).equals(next(lengths)) and _same(a.flatten(), b.flatten())
+    return False
 
 
 class _Rows:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from schemas.errors import InputError, OutputError
 from transforms.shards.files import Folder, sidecar_name
 from transforms.shards.formats import format_of
+from transforms.shards.formats.jsonl import line_object
 
 BATCH_ROWS = 16_384  # of numbers
 TEXT_ROWS = 512  # of texts, which may be long
@@ -253,6 +254,8 @@ def _json_row(line: bytes) -> dict[str, Any]:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
+        if row := line_object(line):  # with a byte order mark, or numbers that JSON does not know
+            return row
         return {"_unreadable": line.decode("utf-8", "replace").rstrip("\n")}
     return row if isinstance(row, dict) else {"_value": row}
 

@@ -81,8 +81,8 @@ class JsonlFormat:
             units[-1] = units[-1]._replace(end=end)
         _check(sample, text_column, id_column, name)
         for column in extra:
-            if sample and not any(column in row for row in map(_object, sample)):
-                fields = dict.fromkeys(key for row in map(_object, sample) for key in row)
+            if sample and not any(column in row for row in map(line_object, sample)):
+                fields = dict.fromkeys(key for row in map(line_object, sample) for key in row)
                 raise InputError(f"{name}: no field '{column}' (fields: {', '.join(fields)})")
         return Survey(None, rows, tuple(units))
 
@@ -231,7 +231,7 @@ def _parse(raw: bytes, text_column: str, id_column: str | None) -> tuple[str | N
 
 def _parse_extra(raw: bytes, others: dict[str, list[str | None]]) -> str | None:
     """Append each extra field of a line as text (null where it has none); the error where one is no text."""
-    row = _object(raw)
+    row = line_object(raw)
     error = None
     for name, values in others.items():
         value = row.get(name)
@@ -257,7 +257,7 @@ def _is_whole(text: str) -> bool:
     return True
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def line_object(raw: bytes) -> dict[str, Any]:
     """A line's object; an empty one where it holds none."""
     try:
         row = orjson.loads(raw.removeprefix(_BOM))
