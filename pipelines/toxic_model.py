@@ -94,6 +94,9 @@ def ready_toxic_model(config: DetoxConfig, settings: RunSettings) -> ToxicModel 
         if any(state.get(k) != v for k, v in mark.items()) or not output.exists(TEXTS):
             with writable(output):
                 output.remove(STATE)
+                output.remove(
+                    f"{FOLDER}/{_DONE}"
+                )  # else what is left of another input would pass for this one's
                 save_plan(ready.plan, output)
             _analyse(ready, config, settings, say)
             with writable(output):

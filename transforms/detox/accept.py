@@ -135,10 +135,13 @@ def rank_candidates(batch: pa.RecordBatch, units: Sequence[Unit], judge: Judge) 
             answers[unit.row] = defaultdict(list)
             for candidate in listed(batch, "tmp.candidates", unit.row):
                 answers[unit.row][candidate["segment"]].append(candidate)
-        seen: set[str] = set()
+        seen: set[tuple[str, bool]] = set()
         for candidate in answers[unit.row][unit.segment]:
             text, origin = candidate["text"], (candidate["temperature"], candidate["seed"])
-            form = normal_form(text)
+            form = (
+                normal_form(text),
+                candidate["parsed"],
+            )  # a whole answer is none with one that was cut off
             if form in seen:
                 continue
             seen.add(form)

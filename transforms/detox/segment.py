@@ -151,8 +151,13 @@ def _sentence_ends(text: str, language: str) -> Ends:
             position += len(block)
             continue
         lengths = [len(s) for s in _sentences(block, language)]
-        if position + len(block) < len(text) and len(lengths) > 1:
-            lengths.pop()  # it may go on in the next block
+        if position + len(block) < len(text):
+            if (
+                len(lengths) == 1
+            ):  # it goes on in the next block: the edge, mostly within a word, ends nothing
+                position += len(block)
+                continue
+            lengths.pop()  # it may go on there
         stops = position + np.cumsum(lengths)
         ends.extend(stops.tolist())
         position = ends[-1]

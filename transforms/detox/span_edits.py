@@ -65,6 +65,10 @@ _DOUBLE_MARK = re.compile(r"\s*([,;:])(?:\s*[,;:])+")
 _MARK_BEFORE_STOP = re.compile(r"\s*[,;:]+\s*([.!?])")
 _LEADING = re.compile(r"^[\s,;:.!?)\]]+(?=\S)")
 _CONJUNCTION_FIRST = re.compile(r"^(?:and|or)\s+", re.IGNORECASE)
+# What touches a seam: the word and the marks before it, the marks and the word behind it.
+_TAIL = re.compile(r"(?:[^\W_]+(?:['’][^\W_]+)*)?[\s,;:]*$")
+_REACH = 80  # characters in which these are looked for
+_HEAD = re.compile(r"^[\s,;:.!?)\]]*(?:[^\W_]+(?:['’][^\W_]+)*)?")
 
 
 def apply_hunks(source: str, candidate: str, spans: Spans) -> str:
@@ -200,16 +204,30 @@ def _fill(source: str, spans: Spans, substitute: Callable[[str, str, str], str])
     out = ""
     position = 0
     for start, end in join_spans(source, spans):
-        out += source[position:start]
+        kept = source[position:start]
+        out = _join(out, kept) if position else kept
         word = substitute(out, source[start:end], source[end : end + 40])
         if word:
-            out += word
+            out = _join(out, word)
         else:
             out, end = _close_hole(out, source, end)
         position = end
-    out += source[position:]
-    out = _fix_articles(_tidy(out))
+    rest = source[position:]
+    out = _join(out, rest) if rest else out.rstrip()
     return _keep_capital(source, out)
+
+
+def _join(left: str, right: str) -> str:
+    """Two texts put together where something was taken out or put in: what touches the seam is mended, and no more."""
+    if not left.strip():
+        return _CONJUNCTION_FIRST.sub("", _LEADING.sub("", right)).lstrip()
+    tail, head = _search(_TAIL, left[-_REACH:]), _search(_HEAD, right[:_REACH])
+    return left[: len(left) - len(tail)] + _fix_articles(_tidy(tail + head)) + right[len(head) :]
+
+
+def _search(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found.group() if found else ""
 
 
 def _close_hole(before: str, source: str, end: int) -> tuple[str, int]:
@@ -229,9 +247,7 @@ def _tidy(text: str) -> str:
     text = _DOUBLE_MARK.sub(r"\1", text)
     text = _MARK_BEFORE_STOP.sub(r"\1", text)
     text = re.sub(r"(?<=\S) +(?=[,.!?;:)\]])", "", text)
-    text = re.sub(r"(?<=\S)  +(?=\S)", " ", text)
-    text = _LEADING.sub("", text)
-    return _CONJUNCTION_FIRST.sub("", text).strip()
+    return re.sub(r"(?<=\S)  +(?=\S)", " ", text)
 
 
 def _fix_articles(text: str) -> str:

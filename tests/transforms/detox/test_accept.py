@@ -191,6 +191,28 @@ def test_candidates_that_say_the_same_are_one_the_first_of_them():
     assert (first["temperature"], edit["temperature"]) == (0.5, 0.5)
 
 
+def test_a_whole_answer_is_not_hidden_by_the_same_one_cut_off_before_it():
+    class CutOff(Says):
+        first = True
+
+        def _answer(self, text, rng):
+            answer, finish = super()._answer(text, rng)
+            finish, self.first = ("length" if self.first else finish), False
+            return answer, finish
+
+    batch, _ = detoxed(
+        ["You idiot there"],
+        model=CutOff("You one there", "You one there", "You one there"),
+        options=only("candidate", min_similarity=0),
+    )
+    (edit,) = edits_of(batch)
+    assert [(c["text"], c["reasons"]) for c in edit["candidates"]] == [
+        ("You one there", []),
+        ("You one there", ["unparsed"]),
+    ]
+    assert texts_of(batch) == ["You one there"]
+
+
 def test_equal_fusion_scores_are_settled_by_the_order_of_sampling():
     batch, _ = detoxed(
         ["You idiot there"],

@@ -122,3 +122,12 @@ def test_time_grows_with_the_length_not_its_square(piece):
     seconds(1000)
     small, large = seconds(100_000), seconds(1_600_000)
     assert large < 16 * small * 5 + 0.5  # a square would be 256 times
+
+
+@pytest.mark.parametrize("offset", range(2_470, 2_505))
+def test_run_on_text_is_never_cut_within_a_word(offset):
+    words = "so he said and then we went on with it " * 200
+    text = words[:offset].rsplit(" ", 1)[0].ljust(offset, " ") + "troublemaker so " + words
+    for _, end in segment_spans(text):
+        assert end == len(text) or text[end - 1].isspace(), text[end - 12 : end + 12]
+    assert any("troublemaker" in text[a:b] for a, b in segment_spans(text))

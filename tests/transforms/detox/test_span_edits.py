@@ -60,6 +60,66 @@ def test_a_noun_is_neutralised(text, words, expected):
     assert neutralize_spans(text, at(text, *words)) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        (
+            "The FBI sent an SUV, an MP and one stupid agent to plan A or B.",
+            ["stupid"],
+            "The FBI sent an SUV, an MP and one agent to plan A or B.",
+        ),
+        (
+            "Vitamin A is good, you fool, and take it daily.",
+            ["fool"],
+            "Vitamin A is good, you person, and take it daily.",
+        ),
+        (
+            "Call std::sort ( v ) ; it works :) you idiot.",
+            ["idiot"],
+            "Call std::sort ( v ) ; it works :) you person.",
+        ),
+        ("... and  so\t he was a moron.", ["moron"], "... and  so\t he was a person."),
+        ("And she was a stupid woman.", ["stupid"], "And she was a woman."),
+        ("Quoi ? Non : he is a fool.", ["fool"], "Quoi ? Non : he is a person."),
+    ],
+)
+def test_only_what_touches_the_hole_is_mended(text, words, expected):
+    assert neutralize_spans(text, at(text, *words)) == expected
+
+
+ODD = st.sampled_from(
+    [
+        "an SUV",
+        "A or B",
+        "a hour",
+        ":)",
+        "...",
+        "std::sort",
+        "( v )",
+        "  ",
+        "\t",
+        " ?",
+        " ;",
+        ",",
+        "“",
+        "and",
+        "an",
+        "\n",
+    ]
+)
+AROUND = st.lists(ODD, max_size=6).map(" ".join)
+
+
+@given(AROUND, AROUND, AROUND, st.sampled_from(["idiot", "stupid", "fool"]))
+def test_what_no_hole_touches_is_kept_to_the_byte(before, between, after, word):
+    text = f"{before} alpha {word} beta {between} gamma {word} delta {after}"
+    for edit in (delete_spans, neutralize_spans):
+        done = edit(text, at(text, word))
+        assert done.startswith(f"{before} alpha") or (before.isspace() and done.lstrip().startswith("alpha"))
+        assert done.endswith(f"delta {after}") or not after.strip()
+        assert f"beta {between} gamma" in done
+
+
 def test_hunks_of_a_candidate_are_taken_at_the_spans_only():
     source = "Oh well, what a dumb rule, said Ben on May 4."
     candidate = "Well, what a poor rule, Ben said on May 5."
