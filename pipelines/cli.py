@@ -21,7 +21,7 @@ from pipelines.commands import judgments as judgments_commands
 from pipelines.commands import label as label_commands
 from pipelines.commands import pool as pool_commands
 from pipelines.commands.eval_retrieval import register as register_eval_retrieval
-from pipelines.commands.options import pairs
+from pipelines.commands.options import numbers, pairs
 
 app = typer.Typer(
     name="tamis",
@@ -179,11 +179,16 @@ def detox(
         int, typer.Option(help="Candidates for each.", rich_help_panel="Rewriting")
     ] = 2,
     max_toxicity: Annotated[
-        float, typer.Option(help="A replacement must score below this.", rich_help_panel="Accepting")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="A replacement must score below this; default --tau.",
+            rich_help_panel="Accepting",
+            show_default=False,
+        ),
+    ] = None,
     min_similarity: Annotated[
         float, typer.Option(help="Least cosine similarity to the source.", rich_help_panel="Accepting")
-    ] = 0.5,
+    ] = 0.45,
     fusion_lambda: Annotated[
         float,
         typer.Option("--lambda", help="Rank by (1-L)*similarity - L*toxicity.", rich_help_panel="Accepting"),
@@ -252,10 +257,10 @@ def detox(
         "adapter": adapter, "decoding.mode": decoding, "decoding.toxic_adapter": toxic_adapter,
         "decoding.train.full": toxic_full, "decoding.compare_modes": compare_modes,
         "localize.sources": [s.strip() for s in localize.split(",") if s.strip()], "prompt": prompt, "seed": seed, "gate.gate": gate, "gate.tau": tau, "rewrite.unit": unit,
-        "rewrite.sampling.temperatures": [float(t) for t in temperatures.split(",")],
+        "rewrite.sampling.temperatures": numbers("--temperatures", temperatures),
         "rewrite.sampling.per_temperature": per_temperature, "accept.max_toxicity": max_toxicity,
         "accept.min_similarity": min_similarity, "accept.fusion_lambda": fusion_lambda,
-        "accept.ladder": ladder.split(",") if ladder else None, "device": device, "dtype": dtype, "threads": threads,
+        "accept.ladder": [r.strip() for r in ladder.split(",") if r.strip()] if ladder else None, "device": device, "dtype": dtype, "threads": threads,
         "compression": compression, "row_group_rows": row_group_rows, "max_dead": max_dead,
     }  # fmt: skip
     flags = {  # option name -> setting, to know which were typed and which are defaults

@@ -309,6 +309,8 @@ def load_settings(file: Path | None, given: Mapping[str, Any], sets: Sequence[st
             settings = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
         except (OSError, ValueError) as error:
             raise TamisError(f"cannot read the settings in {file}: {error}") from error
+        if not isinstance(settings, dict):
+            raise TamisError(f"cannot read the settings in {file}: it holds no table of settings")
     pairs = list(given.items())
     for item in sets:
         path, sign, value = item.partition("=")
@@ -323,6 +325,10 @@ def load_settings(file: Path | None, given: Mapping[str, Any], sets: Sequence[st
         *parents, leaf = path.split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise TamisError(
+                    f"{path}: '{parent}' is {node!r} in the settings, and no table of its own settings"
+                )
         node[leaf] = value
     return settings
 

@@ -24,3 +24,20 @@ def pairs(items: list[str] | None) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     return found
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers with commas between them.
+
+    Raises:
+        typer.BadParameter: One is none.
+    """
+    found: list[float] = []
+    for item in text.split(","):
+        try:
+            found.append(float(item))
+        except ValueError:
+            raise typer.BadParameter(
+                f"'{item.strip()}' is no number; write {option} 0.6,1.0", param_hint=option
+            ) from None
+    return found

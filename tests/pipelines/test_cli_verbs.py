@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from schemas.errors import TamisError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -138,3 +139,47 @@ def test_a_dummy_server_answers_and_stops() -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=20)
+
+
+def test_the_defaults_that_detox_shows_are_those_in_force() -> None:
+    from pipelines.detox_config import DetoxConfig
+
+    config = DetoxConfig(input="in", output="out")
+    shown = {p.name: p.default for p in typer.main.get_command(app).commands["detox"].params}  # type: ignore[attr-defined]
+    settings = {
+        "gate": "gate.gate", "tau": "gate.tau", "unit": "rewrite.unit", "decoding": "decoding.mode", "prompt": "prompt",
+        "per_temperature": "rewrite.sampling.per_temperature", "max_toxicity": "accept.max_toxicity",
+        "min_similarity": "accept.min_similarity", "fusion_lambda": "accept.fusion_lambda", "model": "model",
+        "scorer": "scorer", "seed": "seed", "threads": "threads", "device": "device", "dtype": "dtype",
+    }  # fmt: skip
+    for option, path in settings.items():
+        value: object = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        assert shown[option] == value, option
+    assert shown["temperatures"] == ",".join(map(str, config.rewrite.sampling.temperatures))
+    assert shown["localize"] == ",".join(config.localize.sources)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperatures", "0.6,hot"], "'hot' is no number"),
+        (["--temperatures", "0.6,"], "'' is no number"),
+        (["--temperatures", "0.6,0.6"], "a temperature is given twice"),
+        (["--temperatures", "nan"], "a temperature must be 0 (greedy) or more"),
+        (["--set", "gate=all", "--set", "gate.tau=0.4"], "gate.tau: 'gate' is 'all'"),
+        (["--config", "list.json"], "holds no table of settings"),
+        (["--ladder", "candidate, magic"], "accept.ladder"),
+    ],
+)
+def test_detox_settings_that_mean_nothing_are_one_line(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n')
+    done = CliRunner().invoke(app, ["detox", "a.jsonl", "-o", "out", *options])
+    assert isinstance(done.exception, (TamisError, SystemExit)) and done.exit_code != 0
+    assert message in f"{done.exception} {done.output}"
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from models.lm.limits import check_sampling
 from models.protocols import Sampling
+from schemas.errors import ModelError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -149,6 +151,15 @@ class SamplingOptions(_Options):
         ge=1,
         description="Longest candidate, in tokens, whatever the source's length.",
     )
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> SamplingOptions:
+        """What the models would refuse is refused before any work."""
+        try:
+            check_sampling(self.sampling())
+        except ModelError as error:
+            raise ValueError(str(error)) from error
+        return self
 
     def sampling(self) -> Sampling:
         """The same settings as the models take them."""
