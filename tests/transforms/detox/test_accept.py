@@ -247,8 +247,8 @@ def test_of_two_equally_near_candidates_the_whole_sentence_wins_where_fluency_co
             assert (c["fluency"] is None) == (scorer is None)
             bonus = weight * c["fluency"] if scorer else 0.0
             assert c["fusion"] == pytest.approx(0.5 * c["similarity"] - 0.5 * c["toxicity"] + bonus)
-    assert AcceptOptions().needs_fluency and not only("redact", "flag").needs_fluency
-    assert not AcceptOptions(fluency_weight=0).needs_fluency
+    assert AcceptOptions(fluency_weight=0.3).needs_fluency and not AcceptOptions().needs_fluency
+    assert not only("redact", "flag", fluency_weight=0.3).needs_fluency
 
 
 @pytest.mark.parametrize(
