@@ -230,6 +230,13 @@ class DetoxConfig(BaseModel):
             self.trains or self.contrasts or self.decoding.compare_modes
         ):
             raise TamisError("contrastive decoding needs the model in this process; pass another --model")
+        if self.decoding.has_toxic and not (self.contrasts or self.decoding.compare_modes):
+            why = (
+                "with --decoding prompt_only"
+                if self.accept.needs_candidates
+                else "with a ladder that takes no candidates"
+            )
+            raise TamisError(f"the toxic model does nothing {why}: pass --decoding logratio, or leave it out")
         if self.decoding.has_toxic or self.trains:
             return
         if "socd" in self.localize.sources:

@@ -337,6 +337,11 @@ def test_all_weights_can_be_trained_instead(tiny: Path, tmp_path: Path) -> None:
     [
         ([], 3, "the gate flags 1 different passages"),
         (["--decoding", "prompt_only", "--localize", "socd"], 2, "--localize socd needs a toxic model"),
+        (
+            ["--decoding", "prompt_only", "--toxic-adapter", "x"],
+            2,
+            "does nothing with --decoding prompt_only",
+        ),
         (["--decoding", "prompt_only", "--compare-modes", "3"], 2, "--compare-modes needs a toxic model"),
         (["--decoding", "sideways"], 2, "decoding.mode"),
         (["--model", "openai:http://127.0.0.1:9/v1#x"], 2, "needs the model in this process"),
@@ -361,6 +366,20 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
     assert tamis("detox", source, "-o", tmp_path / "out", *options(tiny), "--dry-run") == 0
     assert "would first train a toxic model: LoRA r 8" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_the_model_of_another_input_is_not_taken_for_this_ones(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_shards(tmp_path / "in", 1)
+    command = ("detox", source, "-o", tmp_path / "out", *options(tiny))
+    assert tamis(*command) == 0
+    (source / "0.jsonl").write_text(json.dumps({"id": "1", "text": "You are an idiot."}) + "\n")
+    for _ in range(2):  # refused, and the second time by what the first left behind
+        capsys.readouterr()
+        assert tamis(*command, "--overwrite") == 3
+        assert "too few to train a toxic model" in capsys.readouterr().err
+    assert tamis(*command) == 3
 
 
 def test_localising_by_contrast_leaves_plain_decoding_as_it_is(tiny: Path, tmp_path: Path) -> None:
