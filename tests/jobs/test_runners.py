@@ -335,7 +335,7 @@ def test_arguments_name_the_local_runner_and_its_workers() -> None:
     ("args", "says"),
     [
         (["--numworkers=4"], "no option --numworkers=4"),
-        (["stray"], "no option stray"),
+        (["stray"], "a job takes one input, and stray is one more"),
         (["--direct_num_workers=many"], "invalid int value"),
         (["--runner=DaskRunner"], "another runner"),
         (["--runner=PortableRunner", "--environment_type=LOOPBACK"], "needs --job_endpoint"),
