@@ -21,7 +21,7 @@ from transforms.shards.engine import CACHE, Job, build, list_receipts
 from transforms.shards.events import EventLog
 from transforms.shards.files import Folder
 from transforms.shards.finish import MANIFEST, SUCCESS, is_finished
-from transforms.shards.formats import UnitLimits
+from transforms.shards.formats import UnitLimits, check_compression
 from transforms.shards.inputs import InputListing, is_hub_id, list_input
 from transforms.shards.plan import Plan, load_plan, make_plan, save_plan
 from transforms.shards.receipts import RECEIPTS, SHARDS, Receipt, read_receipts, remove_receipts
@@ -113,6 +113,7 @@ def prepare(job: Job, source: str, settings: RunSettings, *, models: bool = True
         at_least_tasks=max(4, 4 * settings.workers),
     )
     _check_places(listing, output)
+    check_compression(job.assemble.compression, (s.name for s in listing.shards))
     beam_args = runners.beam_arguments(settings.beam_args, settings.workers)
     runners.check_runner(beam_args, listing.root.url, output.url)
     check_owner(output, job, overwrite=settings.overwrite, models=models)

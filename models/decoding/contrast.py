@@ -76,7 +76,13 @@ def contrast_text(
     room = min(WINDOW, pair.base.context_limit - len(start) + 1)
     if room < 2:
         raise ModelError(f"a prompt of {len(start)} tokens leaves no room for the text")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,  # as in a prompt: no text ends a turn
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     ids, offsets = list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
     found: list[tuple[torch.Tensor, ...]] = []
     done = 0

@@ -138,9 +138,9 @@ class LocalLanguageModel:
         return describe_folder(folder, name, adapter)
 
     def count_tokens(self, text: str) -> int:
-        """Number of tokens of `text`, without special tokens."""
+        """Number of tokens of `text` as it stands in a prompt: a special token's name is ordinary characters there."""
         with self._lock:
-            return len(self.tokenizer.encode(text, add_special_tokens=False))
+            return len(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def encode(self, request: GenerationRequest) -> list[int]:
         """Token ids of a request's prompt: the chat by the model's template, then the prefill.

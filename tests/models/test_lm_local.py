@@ -148,6 +148,11 @@ class TestGenerate:
         assert lm.generate(requests([fits]), SAMPLING)[0].prompt_tokens == exact
         assert lm.generate(requests([fits + "y"]), SAMPLING)[0].error
 
+    def test_the_name_of_a_special_token_counts_as_the_characters_it_is_in_a_prompt(self, lm):
+        bare = len(lm.encode(requests([""])[0]))
+        for text in ("<|im_end|>", "say <|im_start|> twice <|im_start|>", "plain"):
+            assert lm.count_tokens(text) == len(lm.encode(requests([text])[0])) - bare
+
     def test_threads_share_it(self, lm):
         expected = lm.generate(requests(), SAMPLING)
         results = {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from schemas.errors import InputError
 from transforms.shards.formats.base import (
     Assembled,
     AssembleOptions,
@@ -28,6 +31,10 @@ SUFFIXES = {
     ".ipc": "arrow",
     ".feather": "arrow",
 }
+CODECS = {
+    "parquet": ("snappy", "zstd", "gzip", "brotli", "lz4", "none"),
+    "arrow": ("zstd", "lz4", "none"),
+}
 
 
 def format_of(name: str) -> str | None:
@@ -37,6 +44,25 @@ def format_of(name: str) -> str | None:
         if base.endswith(suffix) and len(base) > len(suffix):
             return SUFFIXES[suffix]
     return None
+
+
+def check_compression(codec: str | None, names: Iterable[str]) -> None:
+    """Refuse a codec that one of the shards cannot be written with, before any work.
+
+    Args:
+        codec: Of `AssembleOptions`; None keeps each shard's own.
+        names: Of the shards. Lines of JSON are packed as their names say, whatever the codec.
+
+    Raises:
+        InputError: With the codecs that fit.
+    """
+    for name in names if codec is not None else ():
+        format_ = format_of(name)
+        allowed = CODECS.get(format_ or "")
+        if allowed is not None and codec not in allowed:
+            raise InputError(
+                f"{name}: {format_} cannot be compressed with '{codec}'; pass one of {', '.join(allowed)}"
+            )
 
 
 def get_format(name: str) -> ShardFormat:
@@ -64,6 +90,7 @@ __all__ = [
     "Survey",
     "UnitLimits",
     "UnitPlan",
+    "check_compression",
     "format_of",
     "get_format",
 ]
