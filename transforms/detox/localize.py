@@ -156,6 +156,9 @@ def is_gap(text: str, start: int, end: int) -> bool:
     return _GAP.fullmatch(text, start, end) is not None
 
 
+_WINDOWS = 64  # most windows a text is searched by at once
+
+
 @dataclass(frozen=True)
 class LexiconLocalizer:
     """Spans are the lexicon's words; each carries score 1."""
@@ -219,13 +222,30 @@ class OcclusionLocalizer:
         return [search.spans(self.source) for search in searches]
 
     def _narrow(self, searches: list[_Search]) -> None:
-        """Restrict the scope of long texts to their hot windows (to the hottest one where none is)."""
-        size = self.window_words
-        windows = [[set(s.scope[i : i + size]) for i in range(0, len(s.scope), size)] for s in searches]
-        for search, mine, fall in zip(searches, windows, self._falls(searches, windows), strict=True):
-            best = max(fall, default=0.0)
-            keep = [w for w, f in zip(mine, fall, strict=True) if f >= self.min_drop or f == best]
-            search.scope = sorted(set().union(*keep)) if keep else []
+        """Restrict the scope of long texts to their hot windows (to the hottest one where none is).
+
+        Every window costs a copy of the text and a score, so a whole document is first cut into a few wide ones, and
+        those that are hot again, until they are as narrow as they should be.
+        """
+        while searches:
+            sizes = [max(self.window_words, -(-len(s.scope) // _WINDOWS)) for s in searches]
+            windows = [
+                [set(s.scope[i : i + size]) for i in range(0, len(s.scope), size)]
+                for s, size in zip(searches, sizes, strict=True)
+            ]
+            wide: list[_Search] = []
+            for search, size, mine, fall in zip(
+                searches, sizes, windows, self._falls(searches, windows), strict=True
+            ):
+                best = max(fall, default=0.0)
+                keep = [w for w, f in zip(mine, fall, strict=True) if f >= self.min_drop or f == best]
+                if size > self.window_words and best < self.min_drop:
+                    keep = keep[:1]  # else many that matter alike, or not at all, would all stay
+                before = len(search.scope)
+                search.scope = sorted(set().union(*keep)) if keep else []
+                if size > self.window_words and len(search.scope) < before:
+                    wide.append(search)
+            searches = wide
 
     def _falls(self, searches: list[_Search], groups: list[list[set[int]]]) -> list[list[float]]:
         """Relative fall of each search's score for each of its groups of words left out."""

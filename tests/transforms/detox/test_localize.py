@@ -37,6 +37,18 @@ def test_occlusion_finds_the_words_that_carry_the_score():
     assert all(0 < s.score <= 1 and s.source == "occlusion" for s in spans)
 
 
+@pytest.mark.parametrize("repeats", [4, 100, 1_000])
+@pytest.mark.parametrize("place", [0.0, 0.37, 1.0])
+def test_occlusion_of_a_whole_document_costs_a_bounded_number_of_copies(repeats, place):
+    before = round(repeats * place)
+    text = FILLER * before + "what a stupid rule it was " + FILLER * (repeats - before)
+    scorer = WordScorer()
+    (spans,) = OcclusionLocalizer(scorer).find([text])
+    assert words_of(text, spans) == ["stupid"]
+    assert sum(len(t) for call in scorer.calls for t in call) < 300 * len(text)
+    assert max(sum(map(len, call)) for call in scorer.calls) <= 66 * len(text)
+
+
 def test_occlusion_finds_words_that_hide_each_other():
     # Either word alone keeps the score at 0.9 or more: leaving out just one moves it by less than a tenth.
     text = "The idiot met a moron today."
