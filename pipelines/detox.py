@@ -17,6 +17,7 @@ from pipelines.run import RunResult, RunSettings, run_job
 from pipelines.steering_views import update_views
 from pipelines.toxic_model import (
     ToxicModel,
+    check_training,
     describe_training,
     find_toxic_model,
     ready_toxic_model,
@@ -131,6 +132,8 @@ def run(config: DetoxConfig, settings: RunSettings) -> RunResult:
     if settings.dry_run and config.trains:
         trained = find_toxic_model(config, settings)
         note = f"toxic model: {trained.folder}, trained before" if trained else describe_training(config)
+        if trained is None:
+            check_training(config, settings)
         job = build_job(config, trained) if trained else build_job(config.without_contrast())
         result = run_job(job, config.input, settings)
         return replace(result, notes=(note, *result.notes))

@@ -123,6 +123,15 @@ def find_toxic_model(config: DetoxConfig, settings: RunSettings) -> ToxicModel |
     return _found(config, settings, output, state)
 
 
+def check_training(config: DetoxConfig, settings: RunSettings) -> None:
+    """Refuse what a run that has to train its toxic model first would be refused for; nothing is written.
+
+    Raises:
+        TamisError: Anything the user can mend.
+    """
+    prepare(_analysis(config), config.input, settings, models=False)
+
+
 def describe_training(config: DetoxConfig) -> str:
     """What would be trained, in one line."""
     train = config.decoding.train

@@ -368,6 +368,18 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_over_the_output_of_other_settings_is_refused_as_the_run_is(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_shards(tmp_path / "in", 1)
+    command = ("detox", source, "-o", tmp_path / "out")
+    assert tamis(*command, *options(tiny, decoding="prompt_only")) == 0
+    for more in ([], ["--dry-run"]):
+        capsys.readouterr()
+        assert tamis(*command, *options(tiny), *more) == 4
+        assert "with other settings (decoding)" in capsys.readouterr().err
+
+
 def test_the_model_of_another_input_is_not_taken_for_this_ones(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
