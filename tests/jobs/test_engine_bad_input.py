@@ -11,9 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from pipelines.cli import app
 from schemas.errors import FatalStepError, InputError, OutputError, TamisError
 from tests.conftest import ROOT
 from tests.helpers import (
@@ -34,7 +32,6 @@ from tests.helpers import (
     write_parquet,
 )
 from transforms.shards.files import Folder
-from transforms.shards.formats import check_compression
 
 
 @pytest.fixture
@@ -596,26 +593,3 @@ def test_a_stopped_run_says_where_it_stopped(corpus, tmp_path):
         run(corpus, tmp_path / "out", [StopAt(str(tmp_path / "no"), "part-0.parquet", 0)])
     assert "\n" not in str(caught.value) and "while running" not in str(caught.value)
     assert json.loads((tmp_path / "out" / "_tamis" / "job.json").read_text())["name"] == "test"
-
-
-@pytest.mark.parametrize(
-    ("suffix", "codec", "says"),
-    [
-        ("parquet", "bogus", "one of snappy, zstd, gzip, brotli, lz4, none"),
-        ("arrow", "snappy", "one of zstd, lz4, none"),
-    ],
-)
-def test_a_codec_that_a_shard_cannot_have_is_refused_before_any_work(tmp_path, suffix, codec, says):
-    table = pa.table({"text": ["fine"]})
-    path = tmp_path / f"a.{suffix}"
-    if suffix == "parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_table(table)
-    check_compression("zstd", [path.name])
-    check_compression(None, [path.name])
-    with pytest.raises(InputError, match=says):
-        check_compression(codec, ["b.jsonl", path.name])
-    done = CliRunner().invoke(app, ["detox", str(path), "-o", str(tmp_path / "out"), "--compression", codec])
-    assert isinstance(done.exception, InputError) and not (tmp_path / "out").exists()

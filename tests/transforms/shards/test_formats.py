@@ -1,0 +1,33 @@
+"""What can be told of a format before work starts."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from schemas.errors import InputError
+from transforms.shards.formats import check_compression
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "says"),
+    [
+        ("parquet", "bogus", "one of snappy, zstd, gzip, brotli, lz4, none"),
+        ("arrow", "snappy", "one of zstd, lz4, none"),
+    ],
+)
+def test_a_codec_that_a_shard_cannot_have_is_refused_before_any_work(tmp_path, suffix, codec, says):
+    table = pa.table({"text": ["fine"]})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    check_compression("zstd", [path.name])
+    check_compression(None, [path.name])
+    with pytest.raises(InputError, match=says):
+        check_compression(codec, ["b.jsonl", path.name])
+    done = CliRunner().invoke(app, ["detox", str(path), "-o", str(tmp_path / "out"), "--compression", codec])
+    assert isinstance(done.exception, InputError) and not (tmp_path / "out").exists()
