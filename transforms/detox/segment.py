@@ -123,7 +123,8 @@ def split_long(text: str, start: int, end: int, max_chars: int) -> list[int]:
     hard (but inside no combined character). Whitespace stays with the piece before it, even beyond the limit.
     """
     cuts: list[int] = []
-    while len_without_tail(text, start, end) > max_chars:
+    visible = start + len_without_tail(text, start, end)  # once: the tail may be as long as the text
+    while visible - start > max_chars:
         low, high = start + max_chars // 2, start + max_chars
         match = _CLAUSE.match(text, low, high) or _WORD_BREAK.match(text, low, high)
         cut = match.end() if match else _whole_character(text, low, high)

@@ -131,3 +131,9 @@ def test_run_on_text_is_never_cut_within_a_word(offset):
     for _, end in segment_spans(text):
         assert end == len(text) or text[end - 1].isspace(), text[end - 12 : end + 12]
     assert any("troublemaker" in text[a:b] for a, b in segment_spans(text))
+
+
+def test_run_on_text_before_a_long_blank_tail_is_cut_as_it_is_without_it():
+    words = "so he said and then we went on with it " * 2_000
+    alone, tailed = segment_spans(words), segment_spans(words + " " * 300_000)
+    assert tailed[:-1] == alone[:-1] and tailed[-1] == (alone[-1][0], len(words) + 300_000)
