@@ -437,6 +437,8 @@ class _AssembleDoFn(beam.DoFn):
             raise FatalStepError(
                 f"cannot assemble {name} in {self._job.output_url}: {describe(error)}; run the same command again"
             ) from error
+        except MemoryError:  # Arrow's own is one of its exceptions too, and no column's fault
+            raise
         except pa.ArrowException as error:  # in a column that no step has read
             raise FatalStepError(
                 f"cannot write {name} with its columns as they are: {describe(error)}; leave it out, or convert the column"

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from schemas.errors import InputError
+from schemas.errors import FatalStepError, InputError
 from transforms.shards.formats import check_compression
 
 
@@ -31,3 +31,16 @@ def test_a_codec_that_a_shard_cannot_have_is_refused_before_any_work(tmp_path, s
         check_compression(codec, ["b.jsonl", path.name])
     done = CliRunner().invoke(app, ["detox", str(path), "-o", str(tmp_path / "out"), "--compression", codec])
     assert isinstance(done.exception, InputError) and not (tmp_path / "out").exists()
+
+
+def test_a_column_that_cannot_be_written_again_is_one_line_that_names_the_shard(tmp_path):
+    """Arrow writes lists of a fixed size with nulls among them, and cannot read them back."""
+    pairs = pa.array([None, [1, 2]], pa.list_(pa.int32(), 2))
+    pq.write_table(pa.table({"text": ["you idiot", "fine"], "pair": pairs}), tmp_path / "a.parquet")
+    told = ["--scorer", "lexicon", "--localize", "lexicon", "--gate", "all", "--ladder", "redact"]
+    place = [str(tmp_path / "a.parquet"), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["detox", *place, *told, "--progress", "quiet"])
+    assert isinstance(done.exception, FatalStepError)
+    said = str(done.exception)
+    assert "cannot write a.parquet with its columns as they are" in said and "\n" not in said
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
