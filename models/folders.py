@@ -70,7 +70,8 @@ def resolve(reference: str, *, weights: bool = True) -> tuple[Path, str]:
 def describe_folder(kind: str, name: str, folder: Path, commit: str = "", **extra: object) -> ModelInfo:
     """What manifests record of a folder: its weights' sha256, or the hub commit it was fetched at.
 
-    A folder that tamis trained also says what it was trained on (`train.json`).
+    A folder that tamis trained also says what it was trained on (`train.json`). Where a scorer's revision is a commit the hash
+    stands beside it, so that a judge is known from a ranker that is the same weights by another way.
 
     Raises:
         ModelError: It lacks its configuration or its weights.
@@ -78,10 +79,13 @@ def describe_folder(kind: str, name: str, folder: Path, commit: str = "", **extr
     config = read_config(folder)
     weights = weight_files(folder)
     trained = read_training(folder)
+    digest = sha256_of_files(weights)[:16] if not commit or kind == "scorer" else ""
+    if commit and digest:
+        extra["weights"] = digest
     return ModelInfo(
         name=name,
         kind=kind,
-        revision=commit or sha256_of_files(weights)[:16],
+        revision=commit or digest,
         source=str(folder) if not commit else name.removeprefix("hf:"),
         licence=str((trained.get("model") or {}).get("licence") or ""),
         training_data=str(trained.get("training_data") or ""),

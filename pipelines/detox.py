@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from models import prompts, registry
+from models.lineage import GATE
 from models.protocols import ModelInfo
 from models.scorers.fluency import load_fluency_scorer
 from pipelines.detox_config import DecodingOptions, DetoxConfig, load_settings, make_config
@@ -47,18 +48,19 @@ def build_job(config: DetoxConfig, trained: ToxicModel | None = None) -> Job:
     config.check_toxic()
     given, config = config, config.with_toxic(trained.folder, full=trained.full) if trained else config
     scorer_options = config.scorer_options()
-    infos: list[ModelInfo] = [
-        registry.describe("scorer", config.lexicon),
-        registry.describe("scorer", config.scorer, **dict(scorer_options)),
-    ]
+    # Roles tell a judge who decided about the texts (`models.lineage`); of two roles of one model the last counts.
+    infos: list[tuple[str, ModelInfo]] = [("lexicon", registry.describe("scorer", config.lexicon))]
+    if config.gate.gate == "cascade":
+        infos.append((GATE, registry.describe("scorer", config.linear)))
+    infos.append(("ranker", registry.describe("scorer", config.scorer, **dict(scorer_options))))
     if config.accept.needs_encoder:
-        infos.append(registry.describe("encoder", config.encoder, threads=config.threads))
+        infos.append(("similarity", registry.describe("encoder", config.encoder, threads=config.threads)))
     if config.accept.needs_fluency:
-        infos.append(load_fluency_scorer().info)
+        infos.append(("fluency", load_fluency_scorer().info))
     rewriting: tuple[RewriteToxicSegments, ...] = ()
     if config.accept.needs_candidates:  # a filter (drop, redact) loads no language model
         model_options = config.model_options()
-        infos.append(registry.describe("lm", config.model, **dict(model_options)))
+        infos.append(("rewriter", registry.describe("lm", config.model, **dict(model_options))))
         rewriting = (
             RewriteToxicSegments(
                 config.rewrite, model=config.model, model_options=model_options, prompt=config.prompt
@@ -66,13 +68,11 @@ def build_job(config: DetoxConfig, trained: ToxicModel | None = None) -> Job:
         )
     contrast_options = config.contrast_options() if "socd" in config.localize.sources else ()
     if contrast_options:
-        infos.append(registry.describe("lm", config.model, **dict(contrast_options)))
+        infos.append(("contrast", registry.describe("lm", config.model, **dict(contrast_options))))
     if "tagger" in config.localize.sources:
-        infos.append(registry.describe("tagger", config.localize.tagger or ""))
+        infos.append(("localizer", registry.describe("tagger", config.localize.tagger or "")))
     if trained is not None:
-        infos.append(trained.info)
-    if config.gate.gate == "cascade":
-        infos.insert(1, registry.describe("scorer", config.linear))
+        infos.append(("toxic", trained.info))
     prompt = prompts.load_prompt(config.prompt)
     steps = (
         SegmentText(config.segment),
@@ -113,7 +113,7 @@ def build_job(config: DetoxConfig, trained: ToxicModel | None = None) -> Job:
         id_column=config.id_column,
         steps=steps,
         config={**given.semantic(), "prompt_tag": prompt.tag},
-        models=tuple({i.tag: asdict(i) for i in infos}.values()),
+        models=tuple({info.tag: asdict(info) | {"role": role} for role, info in infos}.values()),
         seed=config.seed,
         assemble=AssembleOptions(config.compression, config.row_group_rows),
         max_dead=config.max_dead,

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.lineage import GATE, lineage_rankers
 from models.metrics.bootstrap import DRAWS, Interval, PairedDifference
 from models.protocols import Encoder, ModelInfo, ToxicityScorer
-from models.scorers.judging import Verdict, check_judge, lineage_rankers
+from models.scorers.judging import Verdict, check_judge
 from pipelines.evaluation.fluency import Fluency, load_fluency
 from pipelines.evaluation.folder import EvalFolder, device_in_words
 from pipelines.evaluation.pairs import (
@@ -151,7 +152,7 @@ def run(config: RewritesEvalConfig) -> RewritesResult:
         options=config.storage_options,
     )
     pairs, texts, missing = _given(config, pairs)
-    verdict = _judge_verdict(config)
+    verdict = _judge_verdict(config, pairs)
     out = EvalFolder(config.output, "rewrites", cache=config.cache, options=config.storage_options)
     scorers = _load(config, out, verdict)
     texts = _built_in(config, out, pairs, scorers) | texts
@@ -209,23 +210,30 @@ def _given(config: RewritesEvalConfig, pairs: Pairs) -> tuple[Pairs, dict[str, l
     return pairs, texts, {name: s.missing for name, s in found.items()}
 
 
-def _judge_verdict(config: RewritesEvalConfig) -> Verdict:
-    """Whether the judge had a hand in any of the systems: in a detox run's gate and ranking, or in sentence-drop."""
+def _judge_verdict(config: RewritesEvalConfig, pairs: Pairs) -> Verdict:
+    """Whether the judge had a hand in any of the systems: in a detox run's ranking and acceptance, or in a built-in one."""
     from models import registry
 
     unknown = [b for b in config.built_in if b not in BUILT_IN]
     if unknown:
         raise InputError(f"no built-in system '{unknown[0]}'; there are {', '.join(BUILT_IN)}")
     judge = registry.describe("scorer", config.judge, **config.judge_options)
-    folders = [s for s in config.systems.values() if is_folder_of_tamis(s, config.storage_options)]
-    rankers = [r for r in lineage_rankers(folders) if r.name not in _CHEAP_STAGES]
-    if "sentence-drop" in config.built_in:
-        rankers.append(registry.describe("scorer", config.classifier))
+    files = [spec for spec in config.systems.values() if spec not in pairs.table.columns]
+    places = [
+        spec if is_folder_of_tamis(spec, config.storage_options) else spec.partition("#")[0] for spec in files
+    ]
+    # The texts of a system that is a column are what made the input.
+    places += config.inputs if len(files) < len(config.systems) else ()
+    # A cascade's first stage only decides what the classifier is shown: it ranks no candidate and accepts none.
+    rankers = [r for r in lineage_rankers(places, config.storage_options) if r.extra.get("role") != GATE]
+    for system, scorer in _BUILT_WITH.items():
+        if system in config.built_in:
+            rankers.append(registry.describe("scorer", getattr(config, scorer)))
     return check_judge(judge, rankers, config.allow_shared_judge)
 
 
-# A gate's first stages only decide what the classifier is shown: they rank no candidate and accept none.
-_CHEAP_STAGES = frozenset({"lexicon", "linear"})
+# The scorer a built-in system decides with, as a setting's name.
+_BUILT_WITH = {"sentence-drop": "classifier", "delete": "lexicon", "lexicon-mask": "lexicon"}
 
 
 def _load(config: RewritesEvalConfig, out: EvalFolder, verdict: Verdict) -> Scorers:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models import registry
+from models.lineage import lineage_rankers
 from models.protocols import ModelInfo, Sampling
-from models.scorers.judging import Verdict, check_judge, lineage_rankers
+from models.scorers.judging import Verdict, check_judge
 from pipelines.evaluation.subjects import Subject, distinct_labels, parse_subject
 from pipelines.run import RunSettings, run_job
 from pipelines.settings import validated

@@ -158,7 +158,9 @@ def find_below(settings: TrainSettings) -> dict[str, str] | None:
     from models.lm.folder import adapter_revision, find_adapter
 
     plain_factors(settings.on_adapter)
-    return {"name": settings.on_adapter, "revision": adapter_revision(find_adapter(settings.on_adapter))}
+    folder = find_adapter(settings.on_adapter)
+    place = {"source": str(folder.resolve())} if Path(settings.on_adapter).is_dir() else {}
+    return {"name": settings.on_adapter, **place, "revision": adapter_revision(folder)}
 
 
 def main(argv: Sequence[str]) -> int:

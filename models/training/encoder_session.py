@@ -308,6 +308,7 @@ class EncoderSession(ABC):
             "training_data": self.training_data,
             "model": {
                 "name": self.base.name,
+                **self.base.place,
                 "revision": self.base.revision,
                 "licence": self.base.licence,
                 "trainable": trainable,

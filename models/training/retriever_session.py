@@ -465,6 +465,7 @@ class RetrieverSession:
             "training_data": self.data["tag"],
             "model": {
                 "name": self.base.name,
+                **self.base.place,
                 "revision": self.base.revision,
                 "licence": self.base.licence,
                 "trainable": trainable,

@@ -328,6 +328,7 @@ class Session:
             "config_hash": self.identity,
             "model": {
                 "name": self.base.name,
+                **self.base.place,
                 "revision": self.base.revision,
                 "licence": self.base.licence,
                 "trainable": trainable,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import fsspec
 import pyarrow as pa
 import xxhash
 
-from models.scorers.judging import brief
+from models.lineage import brief, merged, outputs_above
 from schemas.errors import InputError
 
 FORMATS = {
@@ -64,7 +64,7 @@ class ShardListing:
     Attributes:
         source: What the user typed.
         shards: At least one.
-        manifest: The manifest of the tamis output this is; None if it is a plain folder of files.
+        manifest: The manifest of the tamis output this is or lies in; None if it is a plain folder of files.
         options: fsspec options of the filesystem.
     """
 
@@ -80,8 +80,8 @@ class ShardListing:
             return {}
         keys = ("job", "run_id", "config_hash", "tamis_version", "finished", "poisoned", "lineage")
         found = {key: self.manifest[key] for key in keys if self.manifest.get(key)}
-        models = self.manifest.get("models")
-        return found | ({"models": brief(models)} if models else {})
+        models = brief(self.manifest)
+        return found | ({"models": models} if models else {})
 
 
 def list_shards(
@@ -102,18 +102,18 @@ def list_shards(
     if _GLOB.search(source):
         paths = sorted(p for p in fs.glob(root) if fs.isfile(p))
         base = root[: _GLOB.search(root).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        return ShardListing(source, _shards(fs, base, paths, source), None, options)
+        return _plain(fs, base, paths, source, allow_poisoned, options)
     if not fs.exists(root):
         raise InputError(f"no such input: {source}")
     if fs.isfile(root):
-        return ShardListing(source, _shards(fs, root.rpartition("/")[0], [root], source), None, options)
+        return _plain(fs, root.rpartition("/")[0], [root], source, allow_poisoned, options)
     root = root.rstrip("/")
     if not fs.exists(f"{root}/manifest.json"):
         if fs.exists(f"{root}/train.json"):
             raise InputError(f"{source} holds a trained model, not rows; pass a folder of shards")
         if fs.exists(f"{root}/_tamis"):
             raise InputError(f"{source} is an unfinished tamis output (no manifest.json); run its job again")
-        return ShardListing(source, _shards(fs, root, sorted(fs.find(root)), source), None, options)
+        return _plain(fs, root, sorted(fs.find(root)), source, allow_poisoned, options)
     manifest = _read_manifest(fs, root, source, allow_poisoned)
     paths = [f"{root}/data/{s['path']}" for s in manifest.get("shards", ()) if not s.get("error")]
     missing = [p for p in paths if not fs.exists(p)]
@@ -327,11 +327,37 @@ def _read_manifest(fs: Any, root: str, source: str, allow_poisoned: bool) -> dic
         raise InputError(f"{source}: manifest.json is not JSON ({error})") from error
     if not isinstance(manifest, dict):
         raise InputError(f"{source}: manifest.json is not a JSON object")
+    _check_poison(manifest, source, allow_poisoned)
+    return manifest
+
+
+def _check_poison(manifest: Mapping[str, Any], source: str, allow_poisoned: bool) -> None:
     if manifest.get("poisoned") and not allow_poisoned:
         raise InputError(
             f"{source} was poisoned on purpose (its manifest says so); pass --allow-poisoned to train on it"
         )
-    return manifest
+
+
+def _plain(
+    fs: Any,
+    root: str,
+    paths: Sequence[str],
+    source: str,
+    allow_poisoned: bool,
+    options: dict[str, Any],
+) -> ShardListing:
+    """Files as they are; where they lie in the `data` of an output of tamis, with what its manifest says."""
+    shards = _shards(fs, root, paths, source)
+    prefix = root.rstrip("/")
+    above = outputs_above(fs, (f"{prefix}/{shard.name}" for shard in shards))
+    for output in above:
+        if output.manifest is None:
+            raise InputError(
+                f"{source}: {output.root} is an unfinished tamis output (no _SUCCESS); run its job again"
+            )
+        _check_poison(output.manifest, source, allow_poisoned)
+    manifests = [output.manifest for output in above if output.manifest is not None]
+    return ShardListing(source, shards, merged(manifests) if manifests else None, options)
 
 
 def _shards(fs: Any, root: str, paths: Sequence[str], source: str) -> tuple[Shard, ...]:

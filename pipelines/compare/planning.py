@@ -87,7 +87,8 @@ def _check(config: CompareConfig, made: list[str]) -> None:
 def _revisions(config: CompareConfig, made: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
     """Tags of the models by role, and what was found of the judge."""
     from models import registry
-    from models.scorers.judging import check_judge, lineage_rankers
+    from models.lineage import lineage_rankers
+    from models.scorers.judging import check_judge
 
     judge = registry.describe("scorer", config.judge, **config.judge_options)
     found = {"judge": judge.tag, "base": registry.describe("lm", config.model).tag}

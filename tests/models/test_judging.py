@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.lineage import brief, lineage_rankers
 from models.protocols import ModelInfo
-from models.scorers.judging import brief, check_judge, lineage_rankers, training_tags
+from models.scorers.judging import check_judge, training_tags
 from schemas.errors import TamisError
 
 
@@ -78,10 +79,13 @@ def test_rankers_are_found_through_what_was_trained_on_what(tmp_path):
     write(tmp_path / "first" / "manifest.json", {"models": [early]})
     write(
         tmp_path / "clean" / "manifest.json",
-        {"models": [rewriter, ranker], "lineage": {"job": "score", "models": brief([early])}},
+        {"models": [rewriter, ranker], "lineage": {"job": "score", "models": brief({"models": [early]})}},
     )
     # A record that names the models, one that only says where the data lie, and an adapter on such a model.
-    write(tmp_path / "a" / "train.json", {"data": {"source": "gone", "lineage": {"models": brief([ranker])}}})
+    write(
+        tmp_path / "a" / "train.json",
+        {"data": {"source": "gone", "lineage": {"models": brief({"models": [ranker]})}}},
+    )
     write(tmp_path / "b" / "train.json", {"data": {"source": str(tmp_path / "clean"), "lineage": {}}})
     write(
         tmp_path / "c" / "train.json",
@@ -119,3 +123,83 @@ def test_training_and_jobs_record_what_made_their_data(tmp_path):
         tmp_path / "model" / "train.json", {"data": {"lineage": list_shards(str(tmp_path / "two")).lineage}}
     )
     assert [i.name for i in lineage_rankers([tmp_path / "model"])] == ["lexicon"]
+
+
+def test_an_ensemble_is_known_by_its_members_generations_on(tmp_path):
+    linear = scorer("linear", "cc")
+    both = {
+        "name": "max:linear,lexicon",
+        "kind": "scorer",
+        "revision": "ee",
+        "extra": {"members": ["linear@cc", "lexicon@dd"]},
+    }
+    write(
+        tmp_path / "out" / "manifest.json", {"models": [], "lineage": {"models": brief({"models": [both]})}}
+    )
+    (ranker,) = lineage_rankers([tmp_path / "out"])
+    with pytest.raises(TamisError, match="linear is part of max:linear,lexicon"):
+        check_judge(linear, [ranker])
+    # The same weights under another name, and a record that never named the members.
+    with pytest.raises(TamisError, match=r"hf:a@b has the weights of linear, which is part of max:"):
+        check_judge(scorer("hf:a@b", "cc"), [ranker])
+    with pytest.raises(TamisError, match="linear ranked the training data"):
+        check_judge(linear, [scorer("max:linear,lexicon", "ee")])
+    # And where the judge is the ensemble.
+    with pytest.raises(TamisError, match="linear"):
+        check_judge(
+            ModelInfo("mean:linear,x", "scorer", "ff", extra={"members": ["linear@cc", "x@1"]}), [linear]
+        )
+
+
+def test_a_hubs_revision_and_a_folder_of_the_same_weights_are_one_model():
+    hub = ModelInfo("hf:org/judge", "scorer", "a" * 40, extra={"weights": "bb"})
+    with pytest.raises(TamisError, match="has the weights of"):
+        check_judge(scorer("hf:/copy", "bb"), [hub])
+    assert check_judge(scorer("hf:/copy", "bc"), [hub]).shared == ()
+
+
+def test_an_adapter_below_and_a_base_named_from_elsewhere_are_followed(tmp_path, monkeypatch):
+    for name, revision in (("below", "1"), ("base", "2")):
+        made = {"models": [{"name": f"r{revision}", "kind": "scorer", "revision": revision}]}
+        write(tmp_path / name / "train.json", {"data": {"lineage": made}})
+    model = {
+        "name": "hf:base",
+        "source": str(tmp_path / "base"),
+        "on_adapter": {"name": "below", "source": str(tmp_path / "below")},
+    }
+    write(tmp_path / "top" / "train.json", {"model": model, "data": {}})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [r.name for r in lineage_rankers(["../top"])] == ["r2", "r1"]
+
+
+@pytest.mark.parametrize(
+    "place", ["out", "out/", "out/data", "out/data/sub/a.jsonl", "out/data/**/*.jsonl", "o*/data/*"]
+)
+def test_rankers_are_found_wherever_in_an_output_a_path_leads(tmp_path, monkeypatch, place):
+    ranker = {"name": "linear", "kind": "scorer", "revision": "cc"}
+    write(tmp_path / "out" / "manifest.json", {"job": "detox", "models": [ranker]})
+    write(tmp_path / "out" / "_SUCCESS", {})
+    write(tmp_path / "out" / "data" / "sub" / "a.jsonl", {"text": "x"})
+    assert [r.tag for r in lineage_rankers([f"{tmp_path}/{place}"])] == ["linear@cc"]
+    monkeypatch.chdir(tmp_path / "out" / "data")
+    assert [r.tag for r in lineage_rankers(["."])] == ["linear@cc"]
+
+
+def test_a_cascades_first_stage_is_told_from_what_ranked(tmp_path):
+    linear = {"name": "linear", "kind": "scorer", "revision": "cc"}
+    roles = {}
+    for name, models, config in (
+        ("said", [linear | {"role": "gate"}], {}),
+        ("gate", [linear], {"scorer": "jigsaw-bilstm", "linear": "linear"}),
+        ("ranker", [linear], {"scorer": "linear", "linear": "linear"}),
+        ("member", [linear], {"scorer": "max:jigsaw-bilstm,linear", "linear": "linear"}),
+        ("unknown", [linear], {}),
+    ):
+        write(tmp_path / name / "manifest.json", {"models": models, "config": config})
+        (found,) = lineage_rankers([tmp_path / name])
+        roles[name] = found.extra.get("role")
+    assert roles == {"said": "gate", "gate": "gate", "ranker": None, "member": None, "unknown": None}
+    # What was a gate in one output and ranked another has ranked.
+    (found,) = lineage_rankers([tmp_path / "gate", tmp_path / "ranker", tmp_path / "gate"])
+    assert found.extra.get("role") != "gate"

@@ -112,6 +112,39 @@ def test_a_poisoned_output_is_refused_unless_told_otherwise(tmp_path):
     assert listing.lineage["poisoned"] is True
 
 
+@pytest.mark.parametrize(
+    "place", ["out/data", "out/data/a.parquet", "out/data/*.parquet", "o*/data/*.parquet"]
+)
+def test_what_an_output_says_holds_for_the_files_in_its_data(tmp_path, place):
+    ranker = {"name": "linear", "kind": "scorer", "revision": "cc", "training_data": ""}
+    write_output(tmp_path / "out", poisoned=True, models=[ranker])
+    with pytest.raises(InputError, match="--allow-poisoned"):
+        list_shards(f"{tmp_path}/{place}")
+    lineage = list_shards(f"{tmp_path}/{place}", allow_poisoned=True).lineage
+    assert lineage["models"] == [ranker] and lineage["job"] == "detox"
+    (tmp_path / "out" / "_tamis").mkdir()
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    with pytest.raises(InputError, match="out is an unfinished tamis output"):
+        list_shards(f"{tmp_path}/{place}")
+
+
+def test_files_of_several_outputs_keep_what_made_each_of_them(tmp_path):
+    for number in (1, 2):
+        ranker = {"name": f"ranker-{number}", "kind": "scorer", "revision": str(number)}
+        write_output(tmp_path / f"out-{number}", run_id=f"r{number}", models=[ranker])
+    lineage = list_shards(f"{tmp_path}/out-*/data/a.parquet").lineage
+    assert [m["name"] for m in lineage["models"]] == ["ranker-1", "ranker-2"] and lineage[
+        "run_id"
+    ] == "r1, r2"
+
+
+def test_a_folder_called_data_that_is_nobodys_output_is_a_plain_folder(tmp_path):
+    write_mixed(tmp_path / "data")
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "_SUCCESS").write_text("")
+    assert list_shards(str(tmp_path / "data")).manifest is None
+
+
 def test_a_manifest_that_names_what_is_not_there_is_refused(tmp_path):
     write_output(tmp_path / "out", shards=[{"path": "gone.parquet"}])
     with pytest.raises(InputError, match=r"gone\.parquet"):

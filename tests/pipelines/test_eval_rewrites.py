@@ -152,6 +152,43 @@ def test_a_judge_that_ranked_is_refused_unless_told_so(tmp_path, parts, pairs):
     assert "not independent" in (tmp_path / "eval" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("way", ["folder", "data", "file", "column"])
+def test_the_default_judge_is_refused_where_it_ranked_and_taken_where_it_only_opened_the_gate(
+    tmp_path, parts, way
+):
+    made = build_output(tmp_path / "made", shards=("part-0.jsonl",), rows=12).path
+    shard = made / "data" / "part-0.jsonl"
+    (tmp_path / "plain.jsonl").write_bytes(shard.read_bytes())
+    places = {
+        "folder": made,
+        "data": made / "data",
+        "file": f"{shard}#text",
+        "glob": made / "data" / "*.jsonl",
+    }
+    settings = config(
+        tmp_path,
+        parts,
+        inputs=(str(shard if way == "column" else tmp_path / "plain.jsonl"),),
+        systems={"ours": str(places.get(way, "text"))},
+        judge="linear",
+        built_in=(),
+        limit=2,
+    )
+    manifest = made / "manifest.json"
+    record = json.loads(manifest.read_text())
+
+    def ranked_by(scorer: str, role: str) -> None:
+        linear = {"name": "linear", "kind": "scorer", "revision": "zz", "role": role}
+        config = record["config"] | {"scorer": scorer, "linear": "linear"}
+        manifest.write_text(json.dumps(record | {"models": [linear], "config": config}))
+
+    ranked_by("linear", "ranker")
+    with pytest.raises(TamisError, match="linear ranked the training data"):
+        run(settings)
+    ranked_by("jigsaw-bilstm", "gate")
+    assert run(settings).note == ""
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [

@@ -9,11 +9,12 @@ import fnmatch
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.scorers.judging import brief
+from models.lineage import brief, merged, outputs_above
 from schemas.errors import InputError
 from transforms.shards.files import Folder, modified
 from transforms.shards.formats import format_of
@@ -121,10 +122,11 @@ def _find(source: str, options: dict[str, Any]) -> InputListing:
         raise InputError(f"no such input: {source}{hint}")
     if folder.fs.isfile(folder.path()):
         parent, _, name = folder.url.rpartition("/")
-        return _listing(_root(parent, folder.url, options), [name], source)
+        return _with_lineage(_listing(_root(parent, folder.url, options), [name], source), source)
     if folder.exists("_tamis/plan.json"):
         return _from_output(folder, source)
-    return replace(_listing(folder, folder.find(closed=_is_passed_over), source), walked=True)
+    listing = _with_lineage(_listing(folder, folder.find(closed=_is_passed_over), source), source)
+    return replace(listing, walked=True)
 
 
 def _root(parent: str, source: str, options: dict[str, Any]) -> Folder:
@@ -145,7 +147,7 @@ def _from_glob(source: str, options: dict[str, Any]) -> InputListing:
     names = [m[cut:] for m in sorted(matches) if root.fs.isfile(m)]
     if not names:
         raise InputError(f"nothing matches {source}")
-    return replace(_listing(root, names, source), walked="**" in pattern)
+    return replace(_with_lineage(_listing(root, names, source), source), walked="**" in pattern)
 
 
 def _check_listable(root: Folder, pattern: str) -> None:
@@ -187,13 +189,31 @@ def _from_output(folder: Folder, source: str) -> InputListing:
     root = folder.child("data")
     names = [s["path"] for s in manifest["shards"] if not s.get("error")]
     names += list(manifest.get("companions", ()))
-    listing = _listing(root, names, source)
+    return replace(_listing(root, names, source), lineage=_lineage(manifest))
+
+
+def _lineage(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of an input that is an output of tamis; its models, so that a judge is known from what ranked."""
     lineage = {key: manifest.get(key) for key in ("job", "run_id", "config_hash", "lineage")}
-    if manifest.get("models"):
-        lineage["models"] = brief(
-            manifest["models"]
-        )  # so that a judge is known from what ranked, generations on
-    return replace(listing, lineage=lineage)
+    models = brief(manifest)
+    return lineage | ({"models": models} if models else {})
+
+
+def _with_lineage(listing: InputListing, source: str) -> InputListing:
+    """The same, knowing which outputs of tamis its shards belong to: a path or a pattern may lead into one's `data`.
+
+    Raises:
+        InputError: One of them was never finished.
+    """
+    root = listing.root
+    above = outputs_above(root.fs, (root.path(shard.name) for shard in listing.shards))
+    unfinished = next((found.root for found in above if found.manifest is None), None)
+    if unfinished is not None:
+        raise InputError(
+            f"{source}: {unfinished} is an unfinished tamis output (no _SUCCESS); run its job again to finish it"
+        )
+    manifests = [found.manifest for found in above if found.manifest is not None]
+    return replace(listing, lineage=_lineage(merged(manifests))) if manifests else listing
 
 
 def _listing(root: Folder, names: list[str], source: str) -> InputListing:

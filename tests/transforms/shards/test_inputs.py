@@ -205,6 +205,17 @@ def test_an_output_of_tamis_is_read_by_its_manifest(tmp_path):
     }
 
 
+@pytest.mark.parametrize("place", ["out/data", "out/data/a.jsonl", "out/data/*.jsonl", "out/**/a.jsonl"])
+def test_lineage_is_known_wherever_in_an_output_the_input_lies(tmp_path, place):
+    write_jsonl(tmp_path / "in" / "a.jsonl", sample_texts(3))
+    run_plainly(tmp_path / "in", tmp_path / "out", [Keep()])
+    whole = list_input(str(tmp_path / "out")).lineage
+    assert whole and list_input(f"{tmp_path}/{place}").lineage == whole
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    with pytest.raises(InputError, match="out is an unfinished tamis output"):
+        list_input(f"{tmp_path}/{place}")
+
+
 def test_an_unfinished_output_is_refused(tmp_path):
     write_parquet(tmp_path / "in" / "a.parquet", sample_texts(5))
     run_plainly(tmp_path / "in", tmp_path / "out", [Keep()])
