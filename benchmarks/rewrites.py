@@ -53,6 +53,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "rewrites")
     parser.add_argument("--judge", default="")
+    parser.add_argument(
+        "--allow-shared-judge", action="store_true", help="`linear` learnt from what the ranker did"
+    )
     parser.add_argument("--system", action="append", default=[], metavar="NAME=OUT")
     parser.add_argument("--run", type=Path, help="steps: a detox output over the prepared rows")
     parser.add_argument("--common", action="store_true", help="only rows every system was run on")
@@ -210,6 +213,7 @@ def measure(args: argparse.Namespace, part: str = "") -> None:
         systems=dict(item.split("=", 1) for item in args.system),
         references=NEUTRAL,
         judge=judge,
+        allow_shared_judge=args.allow_shared_judge,
         against=args.against,
         common=args.common,
         limit=args.limit,

@@ -20,7 +20,7 @@ from models.protocols import ModelInfo
 
 RECORD, MANIFEST = "train.json", "manifest.json"
 DATA, OURS = "data", "_tamis"
-# A role that decides nothing about a text: a stage that only says what the next one is shown.
+# The role of a stage that only says what the next one is shown: it ranks no candidate and accepts none.
 GATE = "gate"
 _DEPTH = 20  # generations of outputs and models; a loop of folders must end
 _PATTERN = re.compile(r"[*?\[]")

@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.lineage import GATE, lineage_rankers
 from models.metrics.bootstrap import DRAWS, Interval, PairedDifference
 from models.protocols import Encoder, ModelInfo, ToxicityScorer
-from models.scorers.judging import Verdict, check_judge
+from models.scorers.judging import Verdict
 from pipelines.evaluation.fluency import Fluency, load_fluency
 from pipelines.evaluation.folder import EvalFolder, device_in_words
+from pipelines.evaluation.judges import AUTO, JUDGES, with_judge
 from pipelines.evaluation.pairs import (
     Pairs,
     SystemTexts,
     common_rows,
-    is_folder_of_tamis,
     read_pairs,
     system_texts,
 )
@@ -57,7 +56,9 @@ class RewritesEvalConfig(BaseModel):
         default_factory=dict,
         description="Name -> column, file (FILE#COLUMN), or finished `tamis detox` output.",
     )
-    built_in: tuple[str, ...] = Field(BUILT_IN, description=f"Of {', '.join(BUILT_IN)}.")
+    built_in: tuple[str, ...] | None = Field(
+        None, description=f"Of {', '.join(BUILT_IN)}; default those the judge is independent of."
+    )
     human: bool = Field(True, description="Score the first reference of each row as a system of its own.")
     references: tuple[str, ...] | None = Field(None, description="Columns of references; default by name.")
     id_column: str | None = Field(
@@ -65,7 +66,11 @@ class RewritesEvalConfig(BaseModel):
     )
     common: bool = Field(False, description="Only the sources every named system was given.")
     limit: int = Field(0, ge=0, description="Only the first so many sources; 0 = all.")
-    judge: str = Field("linear", description="Scorer that says what is toxic; never the one that ranked.")
+    judge: str = Field(
+        AUTO,
+        description="Scorer that says what is toxic; never the one that ranked. auto: the first of "
+        f"{', '.join(JUDGES)} that shares nothing with what did.",
+    )
     judge_options: dict[str, Any] = Field(default_factory=dict)
     allow_shared_judge: bool = False
     encoder: str = "minilm"
@@ -113,6 +118,7 @@ class RewritesResult:
         measures: What they are made of, by system.
         changes: Other system -> metric -> difference from `against`.
         missing: Rows a system has no text for; they count as empty.
+        left_out: Built-in systems that were not asked for and would not go with the judge, each with the reason.
         note: What a page must say of the judge; empty where it is independent.
         fluency: What FL is, in a sentence.
         record: What `results.json` holds.
@@ -125,6 +131,7 @@ class RewritesResult:
     measures: dict[str, Measures] = field(repr=False)
     changes: dict[str, dict[str, PairedDifference]]
     missing: dict[str, int]
+    left_out: dict[str, str]
     note: str
     fluency: str
     record: dict[str, Any] = field(repr=False, default_factory=dict)
@@ -152,7 +159,7 @@ def run(config: RewritesEvalConfig) -> RewritesResult:
         options=config.storage_options,
     )
     pairs, texts, missing = _given(config, pairs)
-    verdict = _judge_verdict(config, pairs)
+    config, verdict, left_out = with_judge(config, pairs)
     out = EvalFolder(config.output, "rewrites", cache=config.cache, options=config.storage_options)
     scorers = _load(config, out, verdict)
     texts = _built_in(config, out, pairs, scorers) | texts
@@ -185,6 +192,7 @@ def run(config: RewritesEvalConfig) -> RewritesResult:
         measures,
         compare_systems(measures, against, **how),
         missing,
+        left_out,
         verdict.note,
         scorers.fluency.words,
     )
@@ -201,39 +209,13 @@ def _given(config: RewritesEvalConfig, pairs: Pairs) -> tuple[Pairs, dict[str, l
     """The sources, and the named systems' texts for them."""
     found: dict[str, SystemTexts] = {}
     for name, spec in config.systems.items():
-        if name == HUMAN or name in config.built_in:
+        if name == HUMAN or name in (BUILT_IN if config.built_in is None else config.built_in):
             raise InputError(f"--system {name}=...: that name is taken by a built-in system")
         found[name] = system_texts(pairs, spec, id_column=config.id_column, options=config.storage_options)
     if config.common and found:
         pairs, found = common_rows(pairs, found)
     texts = {name: [t or "" for t in s.texts] for name, s in found.items()}
     return pairs, texts, {name: s.missing for name, s in found.items()}
-
-
-def _judge_verdict(config: RewritesEvalConfig, pairs: Pairs) -> Verdict:
-    """Whether the judge had a hand in any of the systems: in a detox run's ranking and acceptance, or in a built-in one."""
-    from models import registry
-
-    unknown = [b for b in config.built_in if b not in BUILT_IN]
-    if unknown:
-        raise InputError(f"no built-in system '{unknown[0]}'; there are {', '.join(BUILT_IN)}")
-    judge = registry.describe("scorer", config.judge, **config.judge_options)
-    files = [spec for spec in config.systems.values() if spec not in pairs.table.columns]
-    places = [
-        spec if is_folder_of_tamis(spec, config.storage_options) else spec.partition("#")[0] for spec in files
-    ]
-    # The texts of a system that is a column are what made the input.
-    places += config.inputs if len(files) < len(config.systems) else ()
-    # A cascade's first stage only decides what the classifier is shown: it ranks no candidate and accepts none.
-    rankers = [r for r in lineage_rankers(places, config.storage_options) if r.extra.get("role") != GATE]
-    for system, scorer in _BUILT_WITH.items():
-        if system in config.built_in:
-            rankers.append(registry.describe("scorer", getattr(config, scorer)))
-    return check_judge(judge, rankers, config.allow_shared_judge)
-
-
-# The scorer a built-in system decides with, as a setting's name.
-_BUILT_WITH = {"sentence-drop": "classifier", "delete": "lexicon", "lexicon-mask": "lexicon"}
 
 
 def _load(config: RewritesEvalConfig, out: EvalFolder, verdict: Verdict) -> Scorers:
@@ -266,7 +248,7 @@ def _built_in(
     from models import registry
 
     made: dict[str, list[str]] = {}
-    for name in config.built_in:
+    for name in config.built_in or ():
         if name == "copy":
             made[name] = list(pairs.sources)
         elif name == "delete":
@@ -364,6 +346,7 @@ def _record(
         "rows_with_references": sum(bool(r) for r in pairs.references),
         "references": pairs.reference_columns,
         "against": result.against,
+        "left_out": result.left_out,
         "systems": {
             name: {
                 **{k: x.metrics[k].as_dict() for k in METRICS},
@@ -427,6 +410,8 @@ def print_result(result: RewritesResult) -> None:
     for name, n in result.missing.items():
         if n:
             console.print(f"{name} has no text for {n:,} rows; they count as empty")
+    for name, reason in result.left_out.items():
+        console.print(f"{name} is left out: {reason}", soft_wrap=True)
     if result.note:
         console.print(result.note, soft_wrap=True)
     console.print(f"report: {result.output}/report.html", soft_wrap=True)

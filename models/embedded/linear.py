@@ -44,7 +44,7 @@ PACKAGE = Package(
         _VECTORIZER: "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
     },
     licence="MIT",
-    training_data="profanity-check-2019",
+    training_data="davidson+jigsaw-2018",  # its authors name both; so it is no independent judge of either's pupils
     download_mb=1,
     disk_mb=1,
     summary="linear profanity model over words, the cheap first stage",

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from models.lineage import GATE
 from models.protocols import ModelInfo
 from schemas.errors import TamisError
 
@@ -57,20 +58,21 @@ def check_judge(judge: ModelInfo, rankers: Iterable[ModelInfo], allow_shared: bo
 
     Args:
         judge: The scorer that will judge.
-        rankers: Scorers that decided what the data came to be; others than scorers are left out.
+        rankers: Scorers that decided what the data came to be; others than scorers are left out. One that only was the
+            first stage of a gate (role `gate`) must not be the judge itself, but may have learnt from the same data.
         allow_shared: Go on all the same; `Verdict.note` then says it.
 
     Raises:
         TamisError: They are one model, or learnt from the same data.
     """
-    scorers = list({r.tag: r for r in rankers if r.kind == "scorer"}.values())
+    scorers = list({(r.tag, r.extra.get("role") == GATE): r for r in rankers if r.kind == "scorer"}.values())
     shared = tuple(dict.fromkeys(reason for r in scorers for reason in _shared(judge, r)))
     if shared and not allow_shared:
         raise TamisError(
             f"the judge must not be the ranker: {'; '.join(shared)}. Pass another --judge (`tamis train ngram` makes "
             f"one from labelled text), or {ALLOW} to judge with it all the same"
         )
-    return Verdict(judge.tag, tuple(r.tag for r in scorers), shared)
+    return Verdict(judge.tag, tuple(dict.fromkeys(r.tag for r in scorers)), shared)
 
 
 def training_tags(info: ModelInfo) -> frozenset[str]:
@@ -81,23 +83,24 @@ def training_tags(info: ModelInfo) -> frozenset[str]:
 
 def _shared(judge: ModelInfo, ranker: ModelInfo) -> list[str]:
     """What a judge has in common with a ranker; the strongest reason only."""
+    gate = ranker.extra.get("role") == GATE
+    did = "was the gate of the training data" if gate else "ranked the training data"
     if judge.name == ranker.name and judge.revision == ranker.revision:
-        return [f"{judge.name} ranked the training data"]
+        return [f"{judge.name} {did}"]
     theirs = _parts(ranker)
     for part in _parts(judge):
         for other in theirs:
             which = "which" if other.name == ranker.name else f"which is part of {ranker.name}, which"
             if part.weights and part.weights == other.weights:
                 if part.name == other.name:
-                    return [f"{part.name} is part of {ranker.name}, which ranked the training data"]
-                return [f"{part.name} has the weights of {other.name}, {which} ranked the training data"]
+                    return [f"{part.name} is part of {ranker.name}, which {did}"]
+                return [f"{part.name} has the weights of {other.name}, {which} {did}"]
             if part.name == other.name:
-                return [f"{part.name} ranked the training data (at another revision)"]
-    common = sorted(training_tags(judge) & training_tags(ranker))
+                return [f"{part.name} {did} (at another revision)"]
+    # A gate hides from a judge like itself what it let pass, but it chose nothing by what it had learnt to like.
+    common = sorted(training_tags(judge) & training_tags(ranker)) if not gate else []
     if common:
-        return [
-            f"{judge.name} learnt from {', '.join(common)}, as did {ranker.name}, which ranked the training data"
-        ]
+        return [f"{judge.name} learnt from {', '.join(common)}, as did {ranker.name}, which {did}"]
     return []
 
 

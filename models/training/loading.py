@@ -34,6 +34,12 @@ class BaseModel:
     revision: str
     licence: str = ""
 
+    @property
+    def place(self) -> dict[str, str]:
+        """What a record adds to the name of a folder: where it lies, from wherever the record is read."""
+        typed = self.name.removeprefix("hf:")
+        return {"source": self.source} if typed != self.source and Path(typed).is_dir() else {}
+
 
 @dataclass(frozen=True)
 class LoraSettings:

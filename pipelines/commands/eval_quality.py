@@ -187,8 +187,12 @@ def rewrites(
         typer.Option(help="NAME=COLUMN, NAME=FILE#COLUMN, or NAME=OUT of `tamis detox`. May be repeated."),
     ] = None,
     built_in: Annotated[
-        str, typer.Option(help="Systems that need no file, comma-separated; `none` for none.")
-    ] = "copy,delete,lexicon-mask,sentence-drop",
+        str | None,
+        typer.Option(
+            help="Systems that need no file, comma-separated, of copy, delete, lexicon-mask, sentence-drop; `none` for "
+            "none. Default: those the judge is independent of."
+        ),
+    ] = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(help="Column of references; default reference... and neutral.... May be repeated."),
@@ -207,9 +211,11 @@ def rewrites(
     judge: Annotated[
         str,
         typer.Option(
-            help="Scorer that says what is toxic; not the one that ranked.", rich_help_panel="Measuring"
+            help="Scorer that says what is toxic; not the one that ranked. auto: linear or jigsaw-bilstm, if one of them "
+            "shares nothing with what ranked.",
+            rich_help_panel="Measuring",
         ),
-    ] = "linear",
+    ] = "auto",
     judge_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the judge.", rich_help_panel="Measuring")
     ] = None,
@@ -265,7 +271,9 @@ def rewrites(
         output=output,
         source=source,
         systems=named(system, "--system"),
-        built_in=tuple(b.strip() for b in built_in.split(",") if b.strip() not in ("", "none")),
+        built_in=None
+        if built_in is None
+        else tuple(b.strip() for b in built_in.split(",") if b.strip() not in ("", "none")),
         human=human,
         references=tuple(reference) if reference else None,
         id_column=id_column,

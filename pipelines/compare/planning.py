@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,14 +109,16 @@ def _revisions(config: CompareConfig, made: list[str]) -> tuple[dict[str, str], 
 def _rankers(recipe: dict[str, Any]) -> list[ModelInfo]:
     """The scorers that decide in an arm."""
     from models import registry
+    from models.lineage import GATE
     from pipelines.detox import DetoxConfig
 
     job = DetoxConfig.model_validate({**recipe, "input": "", "output": ""})
     infos = [registry.describe("scorer", job.scorer, **dict(job.scorer_options()))]
     if "lexicon" in job.localize.sources or job.gate.gate == "cascade":
         infos.append(registry.describe("scorer", job.lexicon))
-    if job.gate.gate == "cascade":
-        infos.append(registry.describe("scorer", job.linear))
+    if job.gate.gate == "cascade" and job.linear != job.scorer:
+        linear = registry.describe("scorer", job.linear)
+        infos.append(replace(linear, extra={**linear.extra, "role": GATE}))
     return infos
 
 

@@ -203,3 +203,13 @@ def test_a_cascades_first_stage_is_told_from_what_ranked(tmp_path):
     # What was a gate in one output and ranked another has ranked.
     (found,) = lineage_rankers([tmp_path / "gate", tmp_path / "ranker", tmp_path / "gate"])
     assert found.extra.get("role") != "gate"
+
+
+def test_a_record_says_where_a_base_lies_that_was_named_from_here(tmp_path, monkeypatch):
+    from models.training.loading import resolve_model
+    from tests.models.tiny_lm import save_tiny_lm
+
+    whole = str(save_tiny_lm(tmp_path / "base"))
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("base").place == resolve_model("hf:base").place == {"source": whole}
+    assert resolve_model(whole).place == {}

@@ -144,7 +144,10 @@ def test_an_output_of_tamis_is_a_system_and_its_input_the_sources(tmp_path, part
 
 
 def test_a_judge_that_ranked_is_refused_unless_told_so(tmp_path, parts, pairs):
-    settings = config(tmp_path, parts, inputs=(str(pairs),), classifier=parts["judge"])
+    left = run(config(tmp_path, parts, inputs=(str(pairs),), classifier=parts["judge"]))
+    assert "sentence-drop" not in left.systems and "makes it" in left.left_out["sentence-drop"]
+    built_in = ("copy", "sentence-drop")
+    settings = config(tmp_path, parts, inputs=(str(pairs),), classifier=parts["judge"], built_in=built_in)
     with pytest.raises(TamisError, match="judge must not be the ranker"):
         run(settings)
     result = run(settings.model_copy(update={"allow_shared_judge": True}))
@@ -153,9 +156,7 @@ def test_a_judge_that_ranked_is_refused_unless_told_so(tmp_path, parts, pairs):
 
 
 @pytest.mark.parametrize("way", ["folder", "data", "file", "column"])
-def test_the_default_judge_is_refused_where_it_ranked_and_taken_where_it_only_opened_the_gate(
-    tmp_path, parts, way
-):
+def test_a_judge_is_refused_where_it_ranked_and_the_default_finds_one_that_did_not(tmp_path, parts, way):
     made = build_output(tmp_path / "made", shards=("part-0.jsonl",), rows=12).path
     shard = made / "data" / "part-0.jsonl"
     (tmp_path / "plain.jsonl").write_bytes(shard.read_bytes())
@@ -170,23 +171,35 @@ def test_the_default_judge_is_refused_where_it_ranked_and_taken_where_it_only_op
         parts,
         inputs=(str(shard if way == "column" else tmp_path / "plain.jsonl"),),
         systems={"ours": str(places.get(way, "text"))},
-        judge="linear",
+        judge="auto",
         built_in=(),
         limit=2,
     )
     manifest = made / "manifest.json"
     record = json.loads(manifest.read_text())
 
-    def ranked_by(scorer: str, role: str) -> None:
-        linear = {"name": "linear", "kind": "scorer", "revision": "zz", "role": role}
-        config = record["config"] | {"scorer": scorer, "linear": "linear"}
-        manifest.write_text(json.dumps(record | {"models": [linear], "config": config}))
+    def judged(judge: str, *rankers: tuple[str, str, str]) -> str:
+        models = [
+            {"name": name, "kind": "scorer", "revision": "zz", "role": role, "training_data": data}
+            for name, role, data in rankers
+        ]
+        manifest.write_text(json.dumps(record | {"models": models}))
+        result = run(settings.model_copy(update={"judge": judge}))
+        assert (
+            result.note == "" and result.record["config"]["judge"] == result.record["models"]["judge"]["name"]
+        )
+        return result.record["config"]["judge"]
 
-    ranked_by("linear", "ranker")
-    with pytest.raises(TamisError, match="linear ranked the training data"):
-        run(settings)
-    ranked_by("jigsaw-bilstm", "gate")
-    assert run(settings).note == ""
+    for judge in ("linear", "auto"):
+        with pytest.raises(TamisError, match="linear ranked the training data"):
+            judged(judge, ("linear", "ranker", "davidson+jigsaw-2018"))
+        with pytest.raises(TamisError, match="linear was the gate"):
+            judged(judge, ("jigsaw-bilstm", "ranker", "jigsaw-2018"), ("linear", "gate", "davidson"))
+    assert judged("auto", ("hf:own", "ranker", "dghs")) == "linear"
+    # What opened the gate does not judge; what only learnt from the same data as it may.
+    assert (
+        judged("auto", ("hf:own", "ranker", "davidson"), ("linear", "gate", "jigsaw-2018")) == "jigsaw-bilstm"
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,9 +267,11 @@ def test_the_example_by_its_command(tmp_path, capsys):
         )
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert "ours" in shown and "sentence-drop" in shown and "report:" in shown
+    assert "ours" in shown and "report:" in shown
+    # Its classifier and the judge at hand learnt from the same comments.
+    assert "sentence-drop is left out: linear learnt from jigsaw-2018" in shown
     systems = json.loads((tmp_path / "eval" / "results.json").read_text())["systems"]
-    # On short mild sentences leaving the word out does as well: what the example shows is the other three.
-    for name in ("copy", "lexicon-mask", "sentence-drop"):
+    # On short mild sentences leaving the word out does as well: what the example shows is the other two.
+    for name in ("copy", "lexicon-mask"):
         assert systems["ours"]["J"]["mean"] > systems[name]["J"]["mean"] + 0.3
     assert systems["ours"]["facts_kept"]["mean"] > 0.8 and systems["copy"]["SIM"]["mean"] > 0.999
