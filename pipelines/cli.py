@@ -21,7 +21,7 @@ from pipelines.commands import judgments as judgments_commands
 from pipelines.commands import label as label_commands
 from pipelines.commands import pool as pool_commands
 from pipelines.commands.eval_retrieval import register as register_eval_retrieval
-from pipelines.commands.options import numbers, pairs
+from pipelines.commands.options import Progress, numbers, pairs
 
 app = typer.Typer(
     name="tamis",
@@ -60,9 +60,6 @@ Storage = Annotated[
 ]
 Workers = Annotated[
     int, typer.Option(help="Worker processes on this machine.", min=1, rich_help_panel="Running")
-]
-Progress = Annotated[
-    str, typer.Option(help="auto (bars on a terminal, else lines), plain, quiet.", rich_help_panel="Running")
 ]
 
 
@@ -418,7 +415,8 @@ def retry(
 
     settings = _run_settings(workers, None, False, dry_run, progress, ctx.args)
     replay, result = retry_output(out, settings, options=pairs(storage_option))
-    print(f"{replay.rows} dead rows in {replay.units} units, {replay.shards} unreadable shards")
+    goes_on = "; the output is unfinished: its run goes on" if replay.unfinished else ""
+    print(f"{replay.rows} dead rows in {replay.units} units, {replay.shards} unreadable shards{goes_on}")
     if result is not None and result.manifest is not None:
         print(f"{result.state}: {result.manifest['totals']['rows_dead']} dead now")
 

@@ -11,7 +11,7 @@ import orjson
 from pipelines.run import JOB, RunResult, RunSettings
 from schemas.errors import OutputError
 from transforms.shards.files import Folder
-from transforms.shards.finish import MANIFEST
+from transforms.shards.finish import MANIFEST, SUCCESS
 from transforms.shards.plan import load_plan
 from transforms.shards.receipts import read_receipts
 
@@ -34,11 +34,18 @@ class Replay:
         rows: Dead rows to be tried again.
         units: Units they lie in.
         shards: Shards that could not be read.
+        unfinished: Whether the output lacks its end mark, as where an earlier retry was killed.
     """
 
     rows: int
     units: int
     shards: int
+    unfinished: bool = False
+
+    @property
+    def nothing(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.rows or self.units or self.shards or self.unfinished)
 
 
 def find_dead(url: str, options: dict[str, Any] | None = None) -> Replay:
@@ -55,7 +62,9 @@ def retry_output(
 ) -> tuple[Replay, RunResult | None]:
     """Run the job again over the units that hold dead rows and the shards that could not be read.
 
-    The output stays as it is until the run has checked all it can and holds the folder's lock. Rows that lived in such a unit cost nothing but the reading: model answers come from the request cache.
+    The output stays as it is until the run has checked all it can and holds the folder's lock. Rows that lived in such a
+    unit cost nothing but the reading: model answers come from the request cache. A run that was stopped, be it a retry
+    that had already put the dead units back, goes on.
 
     Args:
         url: The output folder.
@@ -63,7 +72,7 @@ def retry_output(
         options: fsspec options of the output.
 
     Returns:
-        What was replayed, and the result of the run (None when nothing is dead).
+        What was replayed, and the result of the run (None when nothing is dead and nothing is left to do).
 
     Raises:
         OutputError: There is no job in the folder, or its kind cannot be retried.
@@ -73,7 +82,7 @@ def retry_output(
     if stored is not None and stored["name"] not in _CONFIGS:
         raise OutputError(f"{url} holds a {stored['name']} job; run its own command again instead")
     replay = _count_dead(url, options or {})
-    if settings.dry_run or replay == Replay(0, 0, 0) or stored is None:
+    if settings.dry_run or replay.nothing or stored is None:
         return replay, None
     module, kind, others = _CONFIGS[stored["name"]]
     job: Any = importlib.import_module(module)
@@ -102,4 +111,5 @@ def _count_dead(url: str, options: dict[str, Any]) -> Replay:
     stored = orjson.loads(output.read(JOB))
     receipts = read_receipts(output, plan, stored["config_hash"])
     dead = [r for r in receipts.values() if r.dead]
-    return Replay(sum(r.dead for r in dead), len(dead), sum(bool(s.error) for s in plan.shards))
+    unread = sum(bool(s.error) for s in plan.shards)
+    return Replay(sum(r.dead for r in dead), len(dead), unread, not output.exists(SUCCESS))

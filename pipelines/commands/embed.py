@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.options import pairs
+from pipelines.commands.options import Progress, pairs
 
 _TEXT, _MODEL, _INDEX, _RUNNING = "Text", "Model", "Index", "Running"
 
@@ -24,9 +24,6 @@ Setting = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_RUNNING)]
 Threads = Annotated[int, typer.Option(help="Threads a worker.", min=1, rich_help_panel=_RUNNING)]
-Progress = Annotated[
-    str, typer.Option(help="auto (bars on a terminal, else lines), plain, quiet.", rich_help_panel=_RUNNING)
-]
 
 
 def register(app: typer.Typer) -> None:

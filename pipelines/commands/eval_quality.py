@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import pairs
+from pipelines.commands.options import Progress, pairs
 
 Output = Annotated[
     str, typer.Option("--output", "-o", help="Folder for the results; run again to add to it.")
@@ -22,7 +22,6 @@ Cache = Annotated[
         help="Where models' answers are kept; default inside the folder.", rich_help_panel="Running"
     ),
 ]
-Progress = Annotated[str, typer.Option(help="auto, plain, quiet.", rich_help_panel="Running")]
 Storage = Annotated[
     list[str] | None,
     typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import pairs
+from pipelines.commands.options import Progress, pairs
 
 
 def register(app: typer.Typer) -> None:
@@ -140,7 +140,7 @@ def toxicity(
         bool,
         typer.Option(help="Check everything, say what would be sampled, stop.", rich_help_panel="Running"),
     ] = False,
-    progress: Annotated[str, typer.Option(help="auto, plain, quiet.", rich_help_panel="Running")] = "auto",
+    progress: Progress = "auto",
 ) -> None:
     """How toxic is what models say: many continuations of every prompt, the worst counts (TP, EMT).
 

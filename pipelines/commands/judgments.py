@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.eval_quality import Progress, Storage
-from pipelines.commands.options import pairs
+from pipelines.commands.eval_quality import Storage
+from pipelines.commands.options import Progress, pairs
 
 judgments_app = typer.Typer(
     name="judgments",

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.eval_quality import Progress, Storage
-from pipelines.commands.options import pairs
+from pipelines.commands.eval_quality import Storage
+from pipelines.commands.options import Progress, pairs
 
 _WHAT, _METHOD, _JUDGE, _COST, _RUNNING = "What", "Method", "Judge", "Cost", "Running"
 

@@ -1,11 +1,16 @@
-"""Readers of repeated command-line options, shared by all commands. Imports typer only."""
+"""Options, and readers of repeated ones, that commands share. Imports typer only."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import typer
+
+Progress = Annotated[
+    Literal["auto", "plain", "quiet"],
+    typer.Option(help="auto: bars on a terminal, else lines.", rich_help_panel="Running"),
+]
 
 
 def pairs(items: list[str] | None) -> dict[str, Any]:

@@ -110,6 +110,33 @@ def test_a_retry_that_is_refused_leaves_the_output_as_it_is(tmp_path: Path):
     assert json.loads((out / "manifest.json").read_text())["totals"]["rows_kept"] == 2
 
 
+def test_a_retry_that_was_killed_after_it_put_the_dead_units_back_goes_on(tmp_path: Path, monkeypatch):
+    import pipelines.run
+
+    folder, out = tmp_path / "in", tmp_path / "out"
+    with_a_dead_row(folder, out)
+    (folder / "a.jsonl").write_text('{"text": "fine"}\n{"text": "mended"}\n')
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines.run, "run_graph", killed)
+        assert tamis("retry", out, "--progress", "quiet").exit_code == 130
+    assert not (out / "_SUCCESS").exists()
+    assert "unfinished" in tamis("retry", out, "--dry-run").output and not (out / "_SUCCESS").exists()
+    done = tamis("retry", out, "--progress", "quiet")
+    assert done.exit_code == 0 and "0 dead now" in done.output, done.output
+    assert json.loads((out / "manifest.json").read_text())["totals"]["rows_kept"] == 2
+    assert "unfinished" not in tamis("retry", out, "--progress", "quiet").output
+
+
+def test_a_way_of_showing_progress_that_there_is_not_is_refused(tmp_path: Path):
+    for command in (["retry", tmp_path], ["score", tmp_path, "-o", tmp_path / "out"]):
+        done = tamis(*command, "--progress", "bogus")
+        assert done.exit_code == 2 and "bogus" in done.output
+
+
 def test_shards_are_written_again_as_the_run_was_told_to(tmp_path: Path):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()

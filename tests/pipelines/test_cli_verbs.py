@@ -78,7 +78,7 @@ def test_spans_are_evaluated(tmp_path: Path) -> None:
 def test_rewrites_are_evaluated(tmp_path: Path) -> None:
     tamis(
         "eval", "rewrites", EXAMPLES / "rewrites.jsonl", "--source", "source", "--system", "ours=ours", "--reference",
-        "reference", "--built-in", "copy,delete", "--judge", "lexicon", "--fluency", "ngram", "--limit", "6", "-o",
+        "reference", "--built-in", "copy,delete", "--judge", "linear", "--fluency", "ngram", "--limit", "6", "-o",
         tmp_path / "out", "--progress", "quiet",
     )  # fmt: skip
     systems = orjson.loads((tmp_path / "out" / "results.json").read_bytes())["systems"]
