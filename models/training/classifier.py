@@ -18,7 +18,7 @@ from models import store
 from models.folders import read_training
 from models.training.collate import Row
 from models.training.labelled import LabelledExamples
-from models.training.loading import BaseModel, resolve_model
+from models.training.loading import BaseModel, call_by_hub_id, resolve_model
 from models.training.planned import PlannedTrainer
 from schemas.errors import ModelError
 
@@ -63,7 +63,7 @@ def load_encoder(base: BaseModel, auto: Any, labels: Sequence[str], **config: An
     """
     try:
         with store.quiet_transformers(), quiet_report():
-            return auto.from_pretrained(
+            model = auto.from_pretrained(
                 base.source,
                 dtype=torch.float32,
                 num_labels=len(labels),
@@ -75,6 +75,8 @@ def load_encoder(base: BaseModel, auto: Any, labels: Sequence[str], **config: An
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
         raise ModelError(f"{base.name} cannot be loaded as a classifier ({why})") from error
+    call_by_hub_id(model, base)
+    return model
 
 
 @contextlib.contextmanager

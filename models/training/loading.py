@@ -11,11 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from models import store
+from models.folders import resolve
 from schemas.errors import ModelError
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-_HASHED_UP_TO = 4 << 30  # bytes of weights that are hashed; of more, names and sizes stand for them
+_SHA_UP_TO = (
+    4 << 30
+)  # bytes of weights; more are hashed as shards are, by xxh3, for sha256 would take minutes
+_BLOCK = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -24,15 +30,17 @@ class BaseModel:
 
     Attributes:
         name: As the user wrote it.
-        source: A local folder, or a hub id.
-        revision: 16 hexadecimal digits that change with its weights and configuration (a hub id: the id itself).
+        source: The folder it lies in.
+        revision: 16 hexadecimal digits that change with its weights and configuration; of a hub id the hub's commit.
         licence: SPDX id where known.
+        hub: The hub id it was fetched by; empty for a folder.
     """
 
     name: str
     source: str
     revision: str
     licence: str = ""
+    hub: str = ""
 
     @property
     def place(self) -> dict[str, str]:
@@ -63,15 +71,18 @@ class LoraSettings:
 
 
 def resolve_model(name: str) -> BaseModel:
-    """Find a base model: an embedded one (`smollm2`), a folder, or `hf:ID`.
+    """Find a base model: an embedded one (`smollm2`), a folder, or `hf:ID` (also `hf:ID@REVISION`).
 
     Raises:
         ModelError: It is not there, has no configuration, or has no weights.
     """
-    if name.startswith("hf:") and not Path(name[3:]).is_dir():
-        return BaseModel(name, name[3:], name[3:])
-    folder = Path(name.removeprefix("hf:"))
-    if not folder.is_dir():
+    folder = Path(name)
+    if name.startswith("hf:"):
+        # An id says nothing of what lies behind it: what is trained is one commit, loaded from where that lies.
+        folder, commit = resolve(name[3:])
+        if commit:
+            return BaseModel(name, str(folder), commit, hub=name[3:].partition("@")[0])
+    elif not folder.is_dir():
         if store.canonical(name) not in store.EMBEDDED:
             raise ModelError(f"no model '{name}': pass a folder, hf:ID, or an embedded model (smollm2)")
         package = store.package(name)
@@ -129,7 +140,14 @@ def load_model(base: BaseModel, *, dtype: str = "float32", attention: str = "sdp
             )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{base.name} cannot be loaded ({_line(error)})") from error
+    call_by_hub_id(model, base)
     return merge_adapter(model, adapter, base.name) if adapter else model
+
+
+def call_by_hub_id(model: Any, base: BaseModel) -> None:
+    """Have a model bear the hub id it was fetched by: an adapter names its base by it, and is loaded elsewhere too."""
+    if base.hub:
+        model.name_or_path = model.config.name_or_path = base.hub
 
 
 def merge_adapter(model: Any, adapter: str, name: str) -> Any:
@@ -269,12 +287,19 @@ def _sort_lists(path: Path) -> None:
 
 def _revision(folder: Path, weights: list[Path]) -> str:
     state = hashlib.sha256((folder / "config.json").read_bytes())
-    whole = sum(p.stat().st_size for p in weights) <= _HASHED_UP_TO
+    hashed = store.sha256_of if sum(p.stat().st_size for p in weights) <= _SHA_UP_TO else _xxh3_of
     for path in weights:
         state.update(f"{path.name}:{path.stat().st_size}".encode())
-        if whole:
-            state.update(store.sha256_of(path).encode())
+        state.update(hashed(path).encode())
     return state.hexdigest()[:16]
+
+
+def _xxh3_of(path: Path) -> str:
+    state = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            state.update(block)
+    return state.hexdigest()
 
 
 def _line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from models import store
 from models.encoder_folder import Kind
 from models.losses.cached import encode_chunks
 from models.scorers.sequence import position_limit
-from models.training.loading import BaseModel, LoraSettings, add_lora
+from models.training.loading import BaseModel, LoraSettings, add_lora, call_by_hub_id
 from models.training.retriever_settings import Documents
 from schemas.errors import ModelError
 
@@ -42,6 +42,9 @@ def load_sentence_encoder(base: BaseModel) -> Any:
         raise ModelError(f"{base.name} cannot be loaded as a sentence encoder ({why})") from error
     if not getattr(encoder.tokenizer, "is_fast", False):
         raise ModelError(f"{base.name} has no fast tokenizer; save a tokenizer.json beside its weights")
+    found = _transformer_in(encoder)
+    if found is not None:
+        call_by_hub_id(found, base)
     return encoder
 
 
@@ -51,11 +54,15 @@ def transformer_of(encoder: Any) -> Any:
     Raises:
         ModelError: There is none (a static embedding, say).
     """
-    first = encoder[0]
-    found = getattr(first, "auto_model", None) or getattr(first, "model", None)
+    found = _transformer_in(encoder)
     if found is None:
-        raise ModelError(f"{type(first).__name__} is no transformer to train; pass --train head")
+        raise ModelError(f"{type(encoder[0]).__name__} is no transformer to train; pass --train head")
     return found
+
+
+def _transformer_in(encoder: Any) -> Any:
+    first = encoder[0]
+    return getattr(first, "auto_model", None) or getattr(first, "model", None)
 
 
 def longest_input(encoder: Any) -> int:

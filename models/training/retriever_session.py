@@ -399,15 +399,7 @@ class RetrieverSession:
         )
 
     def _folder_settings(self) -> FolderSettings:
-        folder = Path(self.base.source)
-        if folder.is_dir():
-            return read_settings(folder)
-        encoder = self.encoder
-        return FolderSettings(
-            prompts=dict(encoder.prompts),
-            default_prompt=encoder.default_prompt_name,
-            similarity=encoder.similarity_fn_name or "cosine",
-        )
+        return read_settings(Path(self.base.source))
 
     def _prompts(self, folder: FolderSettings) -> dict[str, str]:
         return {
