@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from models import store
 from models.folders import read_training
 from models.training.collate import Row
 from models.training.labelled import LabelledExamples
-from models.training.loading import BaseModel, call_by_hub_id, resolve_model
+from models.training.loading import BaseModel, call_by_hub_id, refuse_missing, resolve_model
 from models.training.planned import PlannedTrainer
 from schemas.errors import ModelError
 
@@ -59,24 +60,35 @@ def load_encoder(base: BaseModel, auto: Any, labels: Sequence[str], **config: An
         **config: Further settings of the configuration (`problem_type`).
 
     Raises:
-        ModelError: It cannot be loaded, or its kind has no such head.
+        ModelError: It cannot be loaded, its kind has no such head, or weights of the encoder are missing.
     """
     try:
         with store.quiet_transformers(), quiet_report():
-            model = auto.from_pretrained(
+            model, loading = auto.from_pretrained(
                 base.source,
                 dtype=torch.float32,
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
                 label2id={label: i for i, label in enumerate(labels)},
                 ignore_mismatched_sizes=True,  # a classifier may be trained on for other labels
+                output_loading_info=True,
                 **config,
             )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]
         raise ModelError(f"{base.name} cannot be loaded as a classifier ({why})") from error
+    # The encoder is the part under the prefix; what lies beside it is the head.
+    encoder = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    refuse_missing(
+        loading, base, may_be_new=lambda key: is_pooler(key) or not (encoder and key.startswith(encoder))
+    )
     call_by_hub_id(model, base)
     return model
+
+
+def is_pooler(key: str) -> bool:
+    """Whether a tensor belongs to an encoder's pooler, which many are saved without."""
+    return "pooler" in key.split(".")
 
 
 @contextlib.contextmanager

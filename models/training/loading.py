@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,20 +129,48 @@ def load_model(base: BaseModel, *, dtype: str = "float32", attention: str = "sdp
         attention: `sdpa` or `eager`.
 
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: It cannot be loaded, or weights of it are missing.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     try:
         with store.quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                base.source, dtype=getattr(torch, dtype), attn_implementation=attention
+            model, loading = auto.from_pretrained(
+                base.source,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{base.name} cannot be loaded ({_line(error)})") from error
+    refuse_missing(loading, base)
     call_by_hub_id(model, base)
     return merge_adapter(model, adapter, base.name) if adapter else model
+
+
+def refuse_missing(
+    loading: Mapping[str, Any], base: BaseModel, *, may_be_new: Callable[[str], bool] = lambda key: False
+) -> None:
+    """Refuse a model some of whose weights were not in its folder: transformers drew them at random, and only warns.
+
+    Args:
+        loading: What `from_pretrained` tells with `output_loading_info`.
+        base: What was loaded.
+        may_be_new: Says of a tensor's name whether it is meant to be drawn (that of a new head).
+
+    Raises:
+        ModelError: A tensor is missing, or has another shape than the configuration says.
+    """
+    other = {str(key) for key, *_ in loading["mismatched_keys"]}
+    drawn = sorted(key for key in {*loading["missing_keys"], *other} if not may_be_new(key))
+    if drawn:
+        raise ModelError(
+            f"the weights of {base.name} lack {len(drawn)} tensors of the model that its config.json describes, "
+            f"{drawn[0]} among them; copy or save the model again"
+        )
 
 
 def call_by_hub_id(model: Any, base: BaseModel) -> None:

@@ -5,20 +5,24 @@ Import this module late: it needs torch and sentence-transformers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
+from transformers import PreTrainedModel
 
 from models import store
 from models.encoder_folder import Kind
 from models.losses.cached import encode_chunks
 from models.scorers.sequence import position_limit
-from models.training.loading import BaseModel, LoraSettings, add_lora, call_by_hub_id
+from models.training.classifier import is_pooler
+from models.training.loading import BaseModel, LoraSettings, add_lora, call_by_hub_id, refuse_missing
 from models.training.retriever_settings import Documents
 from schemas.errors import ModelError
 
@@ -29,23 +33,46 @@ def load_sentence_encoder(base: BaseModel) -> Any:
     """The `sentence-transformers` model to start from, in float32 on the CPU.
 
     Raises:
-        ModelError: It cannot be loaded, or has no fast tokenizer.
+        ModelError: It cannot be loaded, weights of it are missing, or it has no fast tokenizer.
     """
     from sentence_transformers import SentenceTransformer
 
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
-        with store.quiet_transformers():
+        with store.quiet_transformers(), _loading_told() as told:
             encoder = SentenceTransformer(base.source, device="cpu", model_kwargs={"dtype": torch.float32})
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]
         raise ModelError(f"{base.name} cannot be loaded as a sentence encoder ({why})") from error
+    for loading in told:
+        refuse_missing(loading, base, may_be_new=is_pooler)
     if not getattr(encoder.tokenizer, "is_fast", False):
         raise ModelError(f"{base.name} has no fast tokenizer; save a tokenizer.json beside its weights")
     found = _transformer_in(encoder)
     if found is not None:
         call_by_hub_id(found, base)
     return encoder
+
+
+@contextlib.contextmanager
+def _loading_told() -> Iterator[list[dict[str, Any]]]:
+    """Within the context, what transformers tells of every model it loads: `sentence-transformers` throws it away."""
+    told: list[dict[str, Any]] = []
+    owner: Any = PreTrainedModel
+    plain = owner.__dict__["from_pretrained"]
+
+    def from_pretrained(cls: Any, *args: Any, **options: Any) -> Any:
+        if options.get("output_loading_info"):
+            return plain.__func__(cls, *args, **options)
+        model, loading = plain.__func__(cls, *args, output_loading_info=True, **options)
+        told.append(loading)
+        return model
+
+    owner.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield told
+    finally:
+        owner.from_pretrained = plain
 
 
 def transformer_of(encoder: Any) -> Any:
