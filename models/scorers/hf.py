@@ -27,7 +27,7 @@ _HEADLINES = (
 )
 
 
-def choose_head(config: dict[str, Any], name: str, label: str | None = None) -> Head:
+def choose_head(config: dict[str, Any], name: str, label: str | int | None = None) -> Head:
     """Decide which labels a classifier's scores are, from its config.json.
 
     One logit, or `problem_type` multi-label: a sigmoid each, all labels returned, the toxic one first.
@@ -44,14 +44,14 @@ def choose_head(config: dict[str, Any], name: str, label: str | None = None) -> 
     """
     names = _label_names(config)
     multi = config.get("problem_type") == "multi_label_classification" or len(names) == 1
-    toxic = _find_named(names, label, name) if label is not None else _find_headline(names, name)
+    toxic = _find_named(names, str(label), name) if label is not None else _find_headline(names, name)
     if not multi:
         return Head(("toxicity",), (toxic,), "softmax")
     columns = (toxic, *(i for i in range(len(names)) if i != toxic))
     return Head(tuple(names[i] if len(names) > 1 else "toxicity" for i in columns), columns, "sigmoid")
 
 
-def read_head(folder: Path, name: str, label: str | None = None) -> Head:
+def read_head(folder: Path, name: str, label: str | int | None = None) -> Head:
     """As `choose_head`, for a folder."""
     return choose_head(read_config(folder), name, label)
 
@@ -67,7 +67,7 @@ def _label_names(config: dict[str, Any]) -> list[str]:
 def _find_named(names: list[str], label: str, name: str) -> int:
     wanted = _plain(label)
     matches = [i for i, n in enumerate(names) if _plain(n) == wanted]
-    if not matches and label.isdigit() and int(label) < len(names):
+    if not matches and label.isdecimal() and int(label) < len(names):
         return int(label)
     if len(matches) != 1:
         raise ModelError(f"{name} has no label '{label}'; its labels are {', '.join(names)}")

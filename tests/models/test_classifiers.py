@@ -166,6 +166,7 @@ def config_of(*labels: str, **more) -> dict:
         (config_of("hate-speech", "normal", "other"), None, ("toxicity",), (0,), "softmax"),
         (config_of("nice", "mean"), "MEAN", ("toxicity",), (1,), "softmax"),
         (config_of("nice", "mean"), "1", ("toxicity",), (1,), "softmax"),
+        (config_of("mean", "nice"), 0, ("toxicity",), (0,), "softmax"),
         ({"num_labels": 2}, None, ("toxicity",), (1,), "softmax"),
         (config_of("LABEL_0"), None, ("toxicity",), (0,), "sigmoid"),
         (
@@ -190,6 +191,7 @@ def test_the_toxic_label_is_found_or_named(config, label, labels, columns, activ
         (config_of("LABEL_0", "LABEL_1", "LABEL_2"), None, "which of its labels means toxic"),
         (config_of("nice", "mean"), "rude", "has no label 'rude'; its labels are nice, mean"),
         (config_of("nice", "mean"), "7", "has no label '7'"),
+        (config_of("nice", "mean"), 2, "has no label '2'; its labels are nice, mean"),
     ],
 )
 def test_a_label_that_cannot_be_told_is_asked_for(config, label, message):
