@@ -40,6 +40,7 @@ from models.training.running import (
     set_threads,
     training_arguments,
     versions,
+    warmup_steps,
 )
 from schemas.errors import ModelError
 
@@ -160,7 +161,7 @@ class EncoderSession(ABC):
             tokens=tokens,
             steps=steps,
             steps_per_epoch=per_epoch,
-            warmup=math.ceil(settings.warmup * steps),
+            warmup=warmup_steps(settings.warmup, steps),
             fill=tokens / sum(max(batch) * len(batch) for batch in sizes),
         )
         return plan, train, held_out

@@ -13,7 +13,7 @@ from models.training.planned import clock
 from models.training.retriever_batches import GroupCollator, GroupPlan
 from models.training.retriever_data import GroupData
 from models.training.retriever_settings import RetrieverSettings
-from models.training.running import processes
+from models.training.running import processes, warmup_steps
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def plan_stages(settings: RetrieverSettings, prepared: PreparedGroups) -> Retrie
                 len(rows),
                 steps,
                 per_epoch,
-                math.ceil(settings.warmup * steps),
+                warmup_steps(settings.warmup, steps),
                 settings.rate(name),
                 tokens,
                 documents,

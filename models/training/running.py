@@ -81,6 +81,11 @@ def training_arguments(
     return arguments
 
 
+def warmup_steps(share: float, steps: int) -> int:
+    """Steps of warm-up: a share of the steps, and not all of them, for the first one's learning rate is 0."""
+    return min(math.ceil(share * steps), steps - 1)
+
+
 def mean_loss(trainer: PlannedTrainer) -> float:
     """Mean training loss of the whole run, from its log: a resumed process saw only the last part."""
     total, last = 0.0, 0.0

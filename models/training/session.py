@@ -45,6 +45,7 @@ from models.training.running import (
     set_threads,
     training_arguments,
     versions,
+    warmup_steps,
 )
 from models.training.settings import TrainSettings
 from models.training.shards import ShardListing, ShardReader
@@ -168,7 +169,7 @@ class Session:
             rows=sum(map(len, batches)),
             steps=steps,
             steps_per_epoch=per_epoch,
-            warmup=math.ceil(settings.warmup * steps),
+            warmup=warmup_steps(settings.warmup, steps),
             packing=packing,
             prefix=prefix,
             fill=tokens / sum(max(batch) * len(batch) for batch in sizes),

@@ -212,6 +212,14 @@ def test_checkpointed_activations_change_nothing_but_memory(tiny, texts, tmp_pat
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
+def test_a_run_of_one_step_moves_the_weights(tiny, texts, tmp_path):
+    result = run(config(texts, tiny, tmp_path / "out", max_steps=1))
+    assert result.plan.warmup == 0
+    before, after = weights(tiny), weights(tmp_path / "out")
+    assert any(not after[name].equal(before[name]) for name in before)
+    assert run(config(texts, tiny, tmp_path / "two", max_steps=2)).plan.warmup == 1
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tiny, texts, tmp_path):
     with pytest.raises(FatalStepError, match="--learning-rate"):
         run(config(texts, tiny, tmp_path / "out", learning_rate=1e30, max_grad_norm=0))

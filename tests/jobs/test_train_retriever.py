@@ -125,6 +125,11 @@ def test_stages_are_trained_in_order_and_start_their_learning_rate_anew(staged, 
     assert [s["name"] for s in only.record["run"]["stages"]] == ["human"]
 
 
+def test_a_stage_of_one_step_has_its_learning_rate(groups, tiny, tmp_path):
+    run(config(groups, tiny, tmp_path / "out", quiet=True, learning_rate="2e-3", max_steps=1))
+    assert [e["lr"] for e in step_events(tmp_path / "out")] == [pytest.approx(2e-3)]
+
+
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 @pytest.mark.parametrize("side", ["shared", "fixed", "head"])
 def test_a_head_is_saved_as_a_module_that_gives_the_trained_vectors(groups, tiny, tmp_path, kind, side):

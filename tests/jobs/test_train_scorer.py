@@ -204,6 +204,7 @@ def test_a_scorer_trained_on_says_all_it_ever_learned_from(posts, trained, tmp_p
     other = shutil.copy(posts, tmp_path / "other.csv")
     settings = config(str(other), str(trained.output), tmp_path / "out", max_steps=1)
     result = run(settings)
+    assert result.plan.warmup == 0  # the one step there is would have no learning rate
     first, second = result.record["training_data"].split("+")
     assert first == trained.record["training_data"] and second.startswith("other-")
     again = run(config(posts, str(trained.output), tmp_path / "same", max_steps=1))
