@@ -35,6 +35,7 @@ from models.training.planned import PlannedTrainer, Progress, checkpoints, clock
 from models.training.running import (
     last_evaluation,
     mean_loss,
+    move_files,
     plain_errors,
     processes,
     set_threads,
@@ -332,9 +333,7 @@ class EncoderSession(ABC):
         }
         (staging / RECORD).write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
         (staging / "README.md").write_text(self.card(record), "utf-8")
-        for path in sorted(staging.iterdir()):
-            path.chmod(0o644)
-            path.replace(output / path.name)
+        move_files(staging, output)
         (output / SUCCESS).write_text(f"{self.identity}\n")
         for name in ("final", "checkpoints"):
             shutil.rmtree(output / WORK / name, ignore_errors=True)

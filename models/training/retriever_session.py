@@ -63,6 +63,7 @@ from models.training.retriever_texts import GroupVectors, embed_groups, tokenize
 from models.training.retriever_trainer import RetrieverTrainer
 from models.training.running import (
     mean_loss,
+    move_files,
     plain_errors,
     processes,
     set_threads,
@@ -489,12 +490,7 @@ class RetrieverSession:
         }
         (staging / RECORD).write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
         (staging / "README.md").write_text(retriever_card(record), "utf-8")
-        for path in sorted(staging.iterdir()):
-            if path.is_dir():
-                shutil.rmtree(output / path.name, ignore_errors=True)  # of a run killed while it moved
-            else:
-                path.chmod(0o644)
-            path.replace(output / path.name)
+        move_files(staging, output)
         (output / SUCCESS).write_text(f"{self.identity}\n")
         for name in ("final", "checkpoints", "vectors"):
             shutil.rmtree(output / WORK / name, ignore_errors=True)

@@ -122,6 +122,16 @@ def plain_errors(output: Path) -> Iterator[None]:
         raise
 
 
+def move_files(staging: Path, output: Path) -> None:
+    """Move what was saved into the output folder, one by one, for everyone to read; folders move whole."""
+    for path in sorted(staging.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    for path in sorted(staging.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(output / path.name, ignore_errors=True)  # of a run killed while it moved
+        path.replace(output / path.name)
+
+
 def set_threads(wanted: int) -> int:
     """Give torch so many threads (0: all cores this process may use), and say how many."""
     count = wanted or len(os.sched_getaffinity(0))

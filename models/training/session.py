@@ -40,6 +40,7 @@ from models.training.loading import (
 from models.training.running import (
     last_evaluation,
     mean_loss,
+    move_files,
     plain_errors,
     processes,
     set_threads,
@@ -378,9 +379,7 @@ class Session:
             stack_adapters(self.settings.on_adapter, staging)
         (staging / RECORD).write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
         (staging / "README.md").write_text(model_card(record), "utf-8")
-        for path in sorted(staging.iterdir()):
-            path.chmod(0o644)
-            path.replace(output / path.name)
+        move_files(staging, output)
         (output / SUCCESS).write_text(f"{self.identity}\n")
         for name in ("final", "checkpoints", "tokens"):
             shutil.rmtree(output / WORK / name, ignore_errors=True)

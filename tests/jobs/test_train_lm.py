@@ -220,6 +220,20 @@ def test_a_run_of_one_step_moves_the_weights(tiny, texts, tmp_path):
     assert run(config(texts, tiny, tmp_path / "two", max_steps=2)).plan.warmup == 1
 
 
+def test_a_tokenizer_with_several_chat_templates_is_saved_with_all_of_them(texts, tmp_path):
+    from transformers import AutoTokenizer
+
+    base = save_tiny_lm(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "rag": "{{ messages }} and documents"}
+    tokenizer.save_pretrained(base)
+    for seed in (0, 1):  # and over another model
+        run(config(texts, str(base), tmp_path / "out", max_steps=1, seed=seed, overwrite=True))
+    assert (tmp_path / "out" / "additional_chat_templates").stat().st_mode & 0o777 == 0o755
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again.chat_template == tokenizer.chat_template
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tiny, texts, tmp_path):
     with pytest.raises(FatalStepError, match="--learning-rate"):
         run(config(texts, tiny, tmp_path / "out", learning_rate=1e30, max_grad_norm=0))
