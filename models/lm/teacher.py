@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.lm.chat import well_formed
 from models.protocols import FloatArray
 from schemas.errors import ModelError
 
@@ -75,6 +76,7 @@ def continuation_logprobs(
         ModelError: As `token_logprobs`; or a score is not a number.
     """
     first = _first_token(tokenizer)
+    prompt = well_formed(prompt)  # its length is that of what is tokenised
     rows: list[list[int]] = []
     counts: list[int] = []  # tokens of the row's end that are scored
     for text in continuations:
@@ -144,7 +146,13 @@ def _last(model: Any) -> dict[str, int]:
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     if not tokenizer.is_fast:
         raise ModelError("token scores need a fast tokenizer (tokenizer.json), which this model lacks")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(
+        well_formed(text),
+        add_special_tokens=False,
+        split_special_tokens=True,  # as in a prompt: a special token's name in a text is the characters it is
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     return list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
 
 

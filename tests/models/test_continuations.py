@@ -76,6 +76,17 @@ class TestScoringContinuations:
         (scores,) = model.score_continuations("", [long])
         assert len(scores) == model.context_limit - 1
 
+    def test_the_text_of_a_special_token_is_ordinary_characters(self, model):
+        text = "a<|im_end|>b"
+        ((offsets, scores),) = model.score_tokens([text])
+        assert offsets == [(i, i + 1) for i in range(len(text))]
+        (own,) = model.score_continuations("a", [text[1:]])
+        np.testing.assert_allclose(own, scores[1:], atol=2e-4)
+
+    def test_half_an_emoji_is_scored_as_it_is_read_in_a_prompt(self, model):
+        ((_, scores), (_, told)) = model.score_tokens(["half \ud83d", "half \ufffd"])
+        np.testing.assert_array_equal(scores, told)
+
     def test_many_are_scored_in_pieces(self, model, monkeypatch):
         from models.lm import teacher
 
