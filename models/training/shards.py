@@ -19,6 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from models.lineage import brief, merged, outputs_above
+from models.training.csv_rows import read_csv
 from schemas.errors import InputError
 
 FORMATS = {
@@ -34,8 +35,14 @@ FORMATS = {
     ".tsv": "csv",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-# What `datasets` keeps beside its Arrow files, and what transformers keeps beside weights: JSON, but no rows.
-NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json", "manifest.json", "config.json"}
+# What `datasets` keeps beside its files and transformers beside weights: JSON, but no rows.
+NOT_ROWS = {
+    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "adapter_config.json"),
+    *("model.safetensors.index.json", "pytorch_model.bin.index.json"),
+    "manifest.json",
+}
 _GLOB = re.compile(r"[*?\[]")
 _BLOCK = 8 << 20
 
@@ -248,34 +255,19 @@ class ShardReader:
             yield self._from_rows(rows, shard, first=number - len(rows) == first_row)
 
     def _csv(self, shard: Shard, first_row: int) -> Iterator[pa.RecordBatch]:
-        """Rows of text: what a column means is for its reader to say; an empty field is an empty text."""
-        import csv
-
-        import pyarrow.csv as pc
-
+        """Rows of text: what a column means is for its reader to say."""
         base = shard.name.lower()
         compression = next((kind for end, kind in COMPRESSIONS.items() if base.endswith(end)), None)
-        delimiter = "\t" if ".tsv" in base[-8:] else ","
         where = {"compression": compression, **self.listing.options}
-        with fsspec.open(shard.url, "rt", encoding="utf-8-sig", newline="", **where) as head:
-            names = next(csv.reader(head, delimiter=delimiter), [])
-        columns = self._wanted(names, shard)
-        with fsspec.open(shard.url, "rb", **where) as stream:
-            reader = pc.open_csv(
+        with fsspec.open(shard.url, "rt", encoding="utf-8-sig", newline="", **where) as stream:
+            yield from read_csv(
                 stream,
-                parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=pc.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.string()),
-                    include_columns=columns,
-                    strings_can_be_null=False,
-                ),
+                shard.name,
+                lambda names: self._wanted(names, shard),
+                delimiter="\t" if ".tsv" in base[-8:] else ",",
+                first_row=first_row,
+                batch_rows=self.batch_rows,
             )
-            cut = (
-                batch.slice(start, self.batch_rows)
-                for batch in reader
-                for start in range(0, batch.num_rows, self.batch_rows)
-            )
-            yield from _skip_rows(cut, first_row)
 
     def _from_rows(self, rows: list[dict[str, Any]], shard: Shard, *, first: bool) -> pa.RecordBatch:
         names = list(dict.fromkeys(key for row in rows for key in row))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -205,9 +206,61 @@ def test_csv_is_text_with_quotes_and_line_breaks(tmp_path):
     ]
     with pytest.raises(InputError, match=r"no column 'body' \(columns: text, label\)"):
         read_all(ShardReader(list_shards(str(tmp_path / "a.csv")), ["body"]))
-    (tmp_path / "c.csv").write_text("text,label\none\n")
-    with pytest.raises(InputError, match=r"c\.csv cannot be read"):
-        read_all(ShardReader(list_shards(str(tmp_path / "c.csv")), ["text"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text,label\none\n", "^a\\.csv, line 2: 1 fields, where the header has 2; quote"),
+        (b'text,label\n\n"o\nn",1\ntwo,1,2\n', "^a\\.csv, line 5: 3 fields"),
+        (
+            b'text,label\none,1\ntwo,"0\nthree,1\n',
+            "^a\\.csv, line 3: a quote is opened and never closed",
+        ),
+        (
+            b'text,label\none,1\n"two,0\nthree,1',
+            "^a\\.csv, line 3: a quote is opened and never closed",
+        ),
+        (
+            "text,label\nn\u00e9,1\n".encode("latin-1"),
+            r"^a\.csv, line 2: byte 0xe9 is not UTF-8; .* iconv -f",
+        ),
+        (
+            b"text,label\n" + b"one,1\n" * 5000 + b"n\xe9,1\n",
+            r"^a\.csv, line 5002: byte 0xe9 is not",
+        ),
+        ("text,label\none,1\n".encode("utf-16"), r"^a\.csv, line 1: byte 0xff is not UTF-8"),
+        (b"label,text,label\n1,one,1\n", "^a\\.csv: 2 columns are named 'label'; rename one"),
+        (b"", r"^a\.csv: no column 'text' \(columns: none\)"),
+    ],
+)
+def test_a_file_that_is_no_csv_is_named_in_one_line(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_all(ShardReader(list_shards(str(tmp_path)), ["text", "label"]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_long_field_of_a_csv_is_read_and_a_lone_quote_is_a_quote(tmp_path):
+    long = "of many words, " * 200_000
+    (tmp_path / "a.csv").write_text(f'text,label\n"{long}",1\n5" wide,0')
+    rows = read_all(ShardReader(list_shards(str(tmp_path))))
+    assert rows == [{"text": long, "label": "1"}, {"text": '5" wide', "label": "0"}]
+
+
+@given(
+    rows=st.lists(st.tuples(st.text(), st.text(min_size=1)), max_size=20),
+    first=st.integers(0, 20),
+    size=st.integers(1, 9),
+)
+def test_what_a_csv_writer_writes_is_read_from_any_row_on(tmp_path_factory, rows, first, size):
+    folder = tmp_path_factory.mktemp("csv")
+    with (folder / "a.csv").open("w", encoding="utf-8", errors="replace", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *rows])
+    expected = [tuple(v.encode("utf-8", "replace").decode() for v in row) for row in rows]
+    reader = ShardReader(list_shards(str(folder)), batch_rows=size)
+    read = [row for batch in reader.read_shard(0, first_row=first) for row in batch.to_pylist()]
+    assert [(r["text"], r["label"]) for r in read] == expected[first:]
 
 
 def test_csv_beside_other_shards_is_a_note(tmp_path):
@@ -243,6 +296,9 @@ def test_a_fingerprint_changes_with_the_bytes(tmp_path):
         ("x/a.json.zst", "jsonl"),
         ("a.parquet.gz", None),
         ("config.json", None),
+        ("x/dataset_infos.json", None),
+        ("tokenizer.json", None),
+        ("model.safetensors.index.json", None),
         ("a", None),
     ],
 )
