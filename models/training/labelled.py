@@ -1,7 +1,7 @@
 """Labelled texts for a classifier: which columns say what, and the examples made of them.
 
-A label's target is a probability in [0, 1], or unknown (null, empty, or -1 as Jigsaw marks what was not judged); unknown
-labels carry no loss. Several sets with different labels can be learned together: what a set does not say is unknown.
+A label's target is a probability in [0, 1], or unknown (null, NaN, blank, or -1 as Jigsaw marks what was not judged); so is
+a class that is null, NaN or blank. Unknown labels carry no loss. Several sets with different labels can be learned together: what a set does not say is unknown.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -28,6 +29,7 @@ LABEL = "toxicity"  # what a single label is called
 _KEYS = ("text", "labels", "label", "positive", "weight", "name")
 _OPTION = re.compile(rf",(?={'|'.join(_KEYS)}=)")
 _TRUE, _FALSE = {"true", "yes", "t", "y"}, {"false", "no", "f", "n"}
+_NOTHING = {"", "nan", "null"}  # as text; "none" is a class in some sets
 _SPACE = re.compile(r"\s+")
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -277,7 +279,7 @@ def read_targets(batch: pa.RecordBatch, source: LabelledSource) -> FloatArray:
     if source.label_column:
         wanted = {plain_class(v) for v in source.positive}
         values = batch.column(source.label_column).to_pylist()
-        out = [math.nan if v is None or v == "" else float(plain_class(v) in wanted) for v in values]
+        out = [math.nan if _is_unknown(v, wanted) else float(plain_class(v) in wanted) for v in values]
         return np.asarray(out, np.float32)[:, None]
     columns = [
         np.array([_probability(v, name, source.data) for v in batch.column(name).to_pylist()], np.float32)
@@ -292,8 +294,15 @@ def plain_class(value: Any) -> str:
     return text[:-2] if text.endswith(".0") and text[:-2].lstrip("-").isdigit() else text
 
 
+def _is_unknown(value: Any, classes: AbstractSet[str] = frozenset()) -> bool:
+    """Whether a cell says nothing: null, NaN, blank, or the name of such a thing where it is not one of the classes."""
+    if value is None or value != value:
+        return True
+    return isinstance(value, str) and value.strip().casefold() in _NOTHING - classes
+
+
 def _probability(value: Any, column: str, where: str) -> float:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if _is_unknown(value):
         return math.nan
     if isinstance(value, str) and value.strip().casefold() in _TRUE | _FALSE:
         return float(value.strip().casefold() in _TRUE)
@@ -301,7 +310,7 @@ def _probability(value: Any, column: str, where: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.inf
-    if math.isnan(number) or number == -1:
+    if number == -1:
         return math.nan
     if not 0 <= number <= 1:
         raise InputError(

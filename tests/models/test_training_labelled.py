@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,6 +105,42 @@ def test_unknown_and_empty_rows_are_counted_and_long_texts_cut(tokenizer, tmp_pa
     examples = read(tokenizer, LabelledSource(path, labels=("a",)), max_length=16)
     assert (examples.counts["empty"], examples.counts["unlabelled"], examples.counts["cut"]) == (3, 5, 3)
     assert examples.lengths.max() == 16 and (examples.targets[-3:] == 1).all()
+
+
+def write_as(form, path, rows):
+    """Rows as CSV, JSON lines or Parquet; what is no text there goes into the file as that format writes it."""
+    if form == "csv":
+        with path.with_suffix(".csv").open("w", newline="") as stream:
+            csv.writer(stream).writerows([rows[0], *(row.values() for row in rows)])
+        return str(path.with_suffix(".csv"))
+    if form == "jsonl":
+        return write(path.with_suffix(".jsonl"), rows)
+    pq.write_table(pa.Table.from_pylist(rows), path.with_suffix(".parquet"))
+    return str(path.with_suffix(".parquet"))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("column", [{"labels": ("a",)}, {"label_column": "a", "positive": ("1", "none")}])
+def test_rows_without_a_label_are_counted_and_not_taken_for_negatives(tokenizer, tmp_path, form, column):
+    rows = [{"text": f"{w} tea", "a": str(i % 2)} for i, w in enumerate(WORDS)]
+    rows += [{"text": "nice tea", "a": v} for v in (None, "", "  ", "NaN", "null")]
+    examples = read(tokenizer, LabelledSource(write_as(form, tmp_path / "a", rows), **column))
+    assert (examples.counts["unlabelled"], examples.counts["examples"]) == (5, len(WORDS))
+
+
+@pytest.mark.parametrize("column", [{"labels": ("a",)}, {"label_column": "a", "positive": ("1",)}])
+def test_numbers_that_are_none_are_no_label(tokenizer, tmp_path, column):
+    rows = [{"text": f"{w} tea", "a": float(i % 2)} for i, w in enumerate(WORDS)]
+    rows += [{"text": "nice tea", "a": v} for v in (math.nan, None)]
+    examples = read(tokenizer, LabelledSource(write_as("parquet", tmp_path / "a", rows), **column))
+    assert (examples.counts["unlabelled"], examples.counts["examples"]) == (2, len(WORDS))
+
+
+def test_a_class_called_like_nothing_is_a_class_where_it_is_named(tokenizer, tmp_path):
+    rows = [{"text": f"{w} tea", "a": ["null", "none"][i % 2]} for i, w in enumerate(WORDS)]
+    path = write(tmp_path / "a.jsonl", [*rows, {"text": "nice", "a": None}])
+    examples = read(tokenizer, LabelledSource(path, label_column="a", positive=("null",)))
+    assert examples.targets[:3, 0].tolist() == [1, 0, 1] and examples.counts["unlabelled"] == 1
 
 
 @pytest.mark.parametrize(
