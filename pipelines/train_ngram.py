@@ -59,6 +59,7 @@ class TrainNgramConfig(BaseModel):
     eval_fraction: float = Field(
         0.1, ge=0, lt=1, description="Share held out by a hash of the text: half calibrates, half tests."
     )
+    allow_poisoned: bool = Field(False, description="Train on a folder that was poisoned on purpose.")
     overwrite: bool = Field(False, description="Replace another run's model in the output folder.")
     quiet: bool = Field(False, description="Say nothing.")
 
@@ -115,7 +116,7 @@ def run(config: TrainNgramConfig) -> dict[str, Any]:
     from models.training.shards import list_shards, shard_fingerprint
 
     sources = config.sources()
-    listings = [list_shards(source.data) for source in sources]
+    listings = [list_shards(source.data, allow_poisoned=config.allow_poisoned) for source in sources]
     prints = [[shard_fingerprint(shard, one.options) for shard in one.shards] for one in listings]
     tags = [training_tag(source.title, found) for source, found in zip(sources, prints, strict=True)]
     training_data = config.training_data or "+".join(dict.fromkeys(tags))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,7 +194,7 @@ class ShardReader:
         ]
         try:
             yield from read(shard, first_row)
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             raise InputError(f"{shard.name} cannot be read ({_first_line(error)})") from error
 
     def _parquet(self, shard: Shard, first_row: int) -> Iterator[pa.RecordBatch]:

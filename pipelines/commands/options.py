@@ -12,6 +12,10 @@ Progress = Annotated[
     typer.Option(help="auto: bars on a terminal, else lines.", rich_help_panel="Running"),
 ]
 
+AllowPoisoned = Annotated[
+    bool, typer.Option("--allow-poisoned", help="Train on an output that was poisoned on purpose.")
+]
+
 
 def pairs(items: list[str] | None) -> dict[str, Any]:
     """KEY=VALUE options as a mapping; a value that reads as JSON is taken as such.

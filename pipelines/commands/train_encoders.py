@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.commands.options import AllowPoisoned
+
 _LEARNING, _RUNNING = "Learning", "Running"
 
 Output = Annotated[str, typer.Option("--output", "-o", help="Folder for the trained model.")]
@@ -108,6 +110,7 @@ def train_scorer(
     eval_fraction: EvalFraction = None,
     precision: Precision = None,
     seed: Seed = 0,
+    allow_poisoned: AllowPoisoned = False,
     set_: Set = None,
     threads: Threads = None,
     dry_run: DryRun = False,
@@ -122,7 +125,7 @@ def train_scorer(
         "label_column": label_column, "positive": _words(positive), "training_data": training_data, "balance": balance,
         "calibration": calibration, "epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate,
         "batch_size": batch_size, "max_length": max_length, "eval_fraction": eval_fraction, "precision": precision,
-        "seed": seed, "threads": threads, "dry_run": dry_run, "overwrite": overwrite, "quiet": quiet,
+        "allow_poisoned": allow_poisoned, "seed": seed, "threads": threads, "dry_run": dry_run, "overwrite": overwrite, "quiet": quiet,
         "command": _command(),
     }  # fmt: skip
     job.run(job.make_config(job.TrainScorerConfig, {**_settings(set_), **_given(given)}))
@@ -145,6 +148,7 @@ def train_spans(
     eval_fraction: EvalFraction = None,
     precision: Precision = None,
     seed: Seed = 0,
+    allow_poisoned: AllowPoisoned = False,
     set_: Set = None,
     threads: Threads = None,
     dry_run: DryRun = False,
@@ -159,7 +163,7 @@ def train_spans(
         "data": data, "output": output, "model": model, "text_column": text_column, "spans_column": spans_column,
         "training_data": training_data, "epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate,
         "batch_size": batch_size, "max_length": max_length, "eval_fraction": eval_fraction, "precision": precision,
-        "seed": seed, "threads": threads, "dry_run": dry_run, "overwrite": overwrite, "quiet": quiet,
+        "allow_poisoned": allow_poisoned, "seed": seed, "threads": threads, "dry_run": dry_run, "overwrite": overwrite, "quiet": quiet,
         "command": _command(),
     }  # fmt: skip
     job.run(make_config(job.TrainSpansConfig, {**_settings(set_), **_given(given)}))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.options import AllowPoisoned
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `tamis train`."""
@@ -53,6 +55,7 @@ def train_ngram(
     eval_fraction: Annotated[
         float, typer.Option(help="Share held out, by a hash of the text.", rich_help_panel="Learning")
     ] = 0.1,
+    allow_poisoned: AllowPoisoned = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another run's model in the folder.")
     ] = False,
@@ -66,6 +69,6 @@ def train_ngram(
         "data": tuple(data), "output": output, "text_column": text_column, "label": label,
         "label_column": label_column, "positive": tuple(p.strip() for p in positive.split(",") if p.strip()),
         "training_data": training_data, "inverse_penalty": inverse_penalty, "least_texts": least_texts,
-        "balance": balance, "eval_fraction": eval_fraction, "overwrite": overwrite, "quiet": quiet,
+        "balance": balance, "eval_fraction": eval_fraction, "allow_poisoned": allow_poisoned, "overwrite": overwrite, "quiet": quiet,
     }  # fmt: skip
     job.run(make_config(job.TrainNgramConfig, given))

@@ -80,3 +80,28 @@ def test_bad_descriptions_are_said_in_a_line(sets, tmp_path):
         run(config(sets, tmp_path / "m", data=(f"{sets}/posts.csv,labels=a+b",)))
     with pytest.raises(TamisError, match="missing"):
         run(config(sets, tmp_path / "m", positive=("nothing",)))
+
+
+def test_an_output_that_was_poisoned_on_purpose_is_fitted_to_only_when_told(sets, tmp_path, capsys):
+    out = tmp_path / "poisoned"
+    (out / "data").mkdir(parents=True)
+    (out / "data" / "more.jsonl").write_bytes((sets / "more.jsonl").read_bytes())
+    manifest = {"job": "poison", "poisoned": True, "shards": [{"path": "more.jsonl"}]}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    (out / "_SUCCESS").write_text("")
+    told = [
+        "train",
+        "ngram",
+        f"{out}/data/more.jsonl,text=tweet,labels=bad",
+        "-o",
+        str(tmp_path / "judge"),
+        "--quiet",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        main(told)
+    assert stopped.value.code == 3 and not (tmp_path / "judge").exists()
+    main_ok([*told, "--allow-poisoned"])
+    for kind in ("scorer", "spans"):  # what the refusal tells of is there
+        with pytest.raises(SystemExit):
+            main(["train", kind, "--help"])
+        assert "--allow-poisoned" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import random
 from pathlib import Path
 
 import fsspec
@@ -163,6 +164,28 @@ def test_a_bad_line_is_named(tmp_path, content, message):
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_all(ShardReader(list_shards(str(tmp_path))))
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.bz2", "jsonl.zst", "csv.gz"])
+@pytest.mark.parametrize("broken", ["cut", "garbled", "other"])
+def test_a_compressed_file_that_is_broken_is_named(tmp_path, ending, broken):
+    path = tmp_path / f"a.{ending}"
+    text = random.Random(3).choices("abcdefgh", k=200_000)
+    rows = [json.dumps({"text": "".join(text[i : i + 50])}) for i in range(0, len(text), 50)]
+    if ending.startswith("csv"):
+        rows = ["text", *("".join(text[i : i + 50]) for i in range(0, len(text), 50))]
+    with fsspec.open(str(path), "wt", compression="infer") as stream:
+        stream.write("\n".join(rows))
+    good = path.read_bytes()
+    middle = len(good) // 2
+    broke = {
+        "cut": good[:middle],
+        "garbled": good[:middle] + b"\xff" * 64 + good[middle + 64 :],
+        "other": b"none of it is compressed\n" * 9,
+    }
+    path.write_bytes(broke[broken])
+    with pytest.raises(InputError, match=r"^a\.(jsonl|csv)\.\w+( cannot be read \(|, line \d+: )"):
+        read_all(ShardReader(list_shards(str(path))))
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path):
