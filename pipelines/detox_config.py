@@ -197,7 +197,7 @@ class DetoxConfig(BaseModel):
     @property
     def trains(self) -> bool:
         """Whether a toxic model has to be trained before the job can run."""
-        return self.decoding.trains and self.accept.needs_candidates
+        return self.decoding.trains and self.contrasts
 
     @property
     def contrasts(self) -> bool:

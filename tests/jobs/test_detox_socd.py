@@ -409,6 +409,20 @@ def test_localising_by_contrast_leaves_plain_decoding_as_it_is(tiny: Path, tmp_p
     assert {s["source"] for e in b for s in e["spans"]} == {"socd"}
 
 
+def test_a_filter_that_localises_by_contrast_has_its_toxic_model_trained_too(
+    tiny: Path, tmp_path: Path
+) -> None:
+    source = write_shards(tmp_path / "in", 1)
+    given = options(
+        tiny, "--localize", "socd", "--set", "localize.socd_threshold=0.001", "--ladder", "redact"
+    )
+    assert tamis("detox", source, "-o", tmp_path / "out", *given) == 0
+    assert toxic_of(tmp_path / "out")["revision"]
+    edits = edits_of(tmp_path / "out").to_dicts()
+    assert edits and {s["source"] for e in edits for s in e["spans"]} == {"socd"}
+    assert not any(e["candidates"] for e in edits)
+
+
 def test_of_too_many_texts_the_same_are_kept_however_they_are_seen() -> None:
     def sample(numbers: range) -> Sample:
         return Sample(len(numbers), len(numbers), {bytes([n * 37 % 256]): str(n) for n in numbers})
