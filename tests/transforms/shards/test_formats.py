@@ -33,6 +33,17 @@ def test_a_codec_that_a_shard_cannot_have_is_refused_before_any_work(tmp_path, s
     assert isinstance(done.exception, InputError) and not (tmp_path / "out").exists()
 
 
+def test_a_codec_is_refused_where_there_are_only_lines_of_json_to_use_it_on(tmp_path):
+    check_compression(None, ["a.jsonl"])
+    check_compression("zstd", ["a.jsonl", "b.parquet"])
+    with pytest.raises(InputError, match="fits none of the shards"):
+        check_compression("zstd", ["a.jsonl", "b.jsonl.gz"])
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n')
+    told = ["detox", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "out"), "--compression", "zstd"]
+    done = CliRunner().invoke(app, told)
+    assert isinstance(done.exception, InputError) and not (tmp_path / "out").exists()
+
+
 def test_a_column_that_cannot_be_written_again_is_one_line_that_names_the_shard(tmp_path):
     """Arrow writes lists of a fixed size with nulls among them, and cannot read them back."""
     pairs = pa.array([None, [1, 2]], pa.list_(pa.int32(), 2))

@@ -56,7 +56,14 @@ def check_compression(codec: str | None, names: Iterable[str]) -> None:
     Raises:
         InputError: With the codecs that fit.
     """
-    for name in names if codec is not None else ():
+    if codec is None:
+        return
+    names = list(names)
+    if names and not any(format_of(name) in CODECS for name in names):
+        raise InputError(
+            f"--compression {codec} fits none of the shards: lines of JSON are packed as their names say; leave it out"
+        )
+    for name in names:
         format_ = format_of(name)
         allowed = CODECS.get(format_ or "")
         if allowed is not None and codec not in allowed:
