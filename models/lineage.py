@@ -105,9 +105,13 @@ def lineage_rankers(
 
 
 def _output(fs: Any, root: str) -> OutputAbove | None:
-    if not fs.exists(f"{root}/{OURS}") and not fs.exists(f"{root}/_SUCCESS"):
+    try:
+        finished = fs.exists(f"{root}/_SUCCESS")
+        if not finished and not fs.exists(f"{root}/{OURS}"):
+            return None
+    except OSError:  # one may read a prefix of a bucket and not what stands above it
         return None
-    if not fs.exists(f"{root}/_SUCCESS"):
+    if not finished:
         return OutputAbove(root, None)
     manifest = _read(fs, f"{root}/{MANIFEST}")
     return OutputAbove(root, manifest) if manifest is not None and "job" in manifest else None

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.lineage import brief, lineage_rankers
+from models.lineage import brief, lineage_rankers, outputs_above
 from models.protocols import ModelInfo
 from models.scorers.judging import check_judge, training_tags
 from schemas.errors import TamisError
@@ -213,3 +213,13 @@ def test_a_record_says_where_a_base_lies_that_was_named_from_here(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert resolve_model("base").place == resolve_model("hf:base").place == {"source": whole}
     assert resolve_model(whole).place == {}
+
+
+def test_what_stands_above_a_folder_need_not_be_readable(tmp_path):
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Closed(LocalFileSystem):
+        def exists(self, path, **kwargs):
+            raise PermissionError(13, "Forbidden", path)
+
+    assert outputs_above(Closed(), [f"{tmp_path}/data/a.jsonl"]) == []
