@@ -12,6 +12,15 @@ Progress = Annotated[
     typer.Option(help="auto: bars on a terminal, else lines.", rich_help_panel="Running"),
 ]
 
+Storage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option", help="KEY=VALUE for the filesystem (endpoint_url=...); may be repeated."
+    ),
+]
+Workers = Annotated[
+    int, typer.Option(help="Worker processes on this machine.", min=1, rich_help_panel="Running")
+]
 AllowPoisoned = Annotated[
     bool, typer.Option("--allow-poisoned", help="Train on an output that was poisoned on purpose.")
 ]
@@ -50,3 +59,20 @@ def numbers(option: str, text: str) -> list[float]:
                 f"'{item.strip()}' is no number; write {option} 0.6,1.0", param_hint=option
             ) from None
     return found
+
+
+def run_settings(
+    workers: int, unit_rows: int | None, overwrite: bool, dry_run: bool, progress: str, beam_args: list[str]
+) -> Any:
+    """How a job is run (`pipelines.run.RunSettings`), of a command's options."""
+    from pipelines.run import RunSettings
+    from transforms.shards.formats import UnitLimits
+
+    return RunSettings(
+        workers=workers,
+        limits=UnitLimits(rows=unit_rows) if unit_rows else None,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        progress=progress,
+        beam_args=tuple(beam_args),
+    )
