@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipelines.compare import arms
 from schemas.errors import TamisError
 
 # Where and how fast a comparison runs, not what comes out of it.
 RUNNING = ("workers", "device", "stages", "only", "dry_run", "overwrite", "quiet", "keep_models", "command")
+
+
+# No dot or underscore first: such folders are passed over where shards are looked for.
+_NAME = re.compile(r"[^\W_][\w.-]*")
 
 
 class Training(BaseModel):
@@ -94,9 +98,12 @@ class CompareConfig(BaseModel):
     main: tuple[str, ...] = Field(arms.MAIN, description="Arms worked on first.")
 
     prompts: str | None = Field(None, description="Prompts, one a row.")
+    prompt_column: str | None = Field(None, description="Their column; default: prompt or text.")
     held_out: str | None = Field(None, description="Toxic rows kept out of training, to make prompts of.")
     held_out_column: str = Field("text", description="Their column of text.")
-    group_column: str | None = Field(None, description="Their column that names a group.")
+    group_column: str | None = Field(
+        None, description="Column of the prompts, or of these rows, that names a group."
+    )
     make_prompts: int = Field(200, ge=1, description="Prompts to make of them.")
     prompt_words: int = Field(8, ge=1, description="Words of a prompt.")
     judge: str = Field("", description="Scorer that judges the models; never the ranker.")
@@ -141,6 +148,30 @@ class CompareConfig(BaseModel):
     quiet: bool = False
     command: str = Field("", description="The command that does this, for the page.")
 
+    @field_validator("seeds", "other_seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if seeds is not None and len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is named twice")
+        return seeds
+
+    def check_names(self) -> None:
+        """Refuse arms that other settings name and that are not there.
+
+        Raises:
+            TamisError: One is not.
+        """
+        known = self.arm_names()
+        # What the main arms and the baseline are by default need not be made.
+        named = {"focus": {self.focus or known[0]}, "baseline": {self.baseline} - {*arms.NAMES}}
+        named["main"] = {*self.main} - {*arms.NAMES}
+        for setting, wanted in named.items():
+            unknown = sorted(wanted - {*known})
+            if unknown:
+                raise TamisError(
+                    f"--{setting} {unknown[0]}: there is no such arm; there are {', '.join(known)}"
+                )
+
     def arm_names(self) -> tuple[str, ...]:
         """All arms, in the order they are worked on: the main ones, then the given, then the rest.
 
@@ -151,14 +182,13 @@ class CompareConfig(BaseModel):
             n for n in arms.expand([m for m in self.make if m not in self.recipes]) if n not in self.given
         ]
         made = list(dict.fromkeys([arms.RAW, *made, *(n for n in self.recipes if n not in self.given)]))
-        bad = [
-            n for n in (*self.given, *made) if not n or PurePosixPath(n).name != n or n.startswith((".", "_"))
-        ]
-        if bad:
-            raise TamisError(f"'{bad[0]}' is no name for an arm; use letters, digits, - and _")
-        taken = [n for n in (arms.RAW, arms.BASE) if n in self.given]
-        if taken:
-            raise TamisError(f"--arm {taken[0]}=...: this name means something else; choose another")
+        bad = [n for n in (*self.given, *made) if not _NAME.fullmatch(n)]
+        if bad:  # it becomes a folder, and a label on the pages
+            raise TamisError(f"'{bad[0]}' is no name for an arm; use letters, digits, -, _ and .")
+        for option, named in (("--arm NAME=...", self.given), ("--recipe NAME:...", self.recipes)):
+            taken = [n for n in (arms.RAW, arms.BASE) if n in named]
+            if taken:
+                raise TamisError(f"{option}: the name {taken[0]} means something else; choose another")
         first = [n for n in self.main if n in made or n in self.given]
         return tuple(dict.fromkeys([*first, *self.given, *made]))
 

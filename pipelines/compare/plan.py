@@ -48,6 +48,7 @@ class Stage:
         name: `KIND[-ARM[-SEED]]`.
         kind: One of `KINDS`.
         key: Hash of all that decides its result.
+        also: Keys that earlier versions gave the same stage; what bears one of them need not be done again.
         needs: Names of the stages it builds on.
         arm: Whose it is; empty for shared ones.
         seed: Training seed, where there is one.
@@ -65,6 +66,11 @@ class Stage:
     rank: tuple[int, ...] = (0,)
     tokens: int = 0
     pace: str = ""
+    also: tuple[str, ...] = ()
+
+    def is_key(self, key: str | None) -> bool:
+        """Whether what bears a key is this stage's."""
+        return key == self.key or key in self.also
 
     @property
     def folder(self) -> str:
@@ -86,8 +92,11 @@ class Facts:
     """What planning found out about the inputs and the models.
 
     Attributes:
-        corpora: Fingerprint of each input by its role (`raw`, `given:NAME`, `held_out`, `prompts`, `neutral`, `toxic`).
-        revisions: Revision of each model by its role.
+        corpora: Fingerprint of each input by its role (`raw`, `given:NAME`, `held_out`, `prompts`, `neutral`, `toxic`), and of
+            the prompts made of the held-out rows (`made`).
+        revisions: Revision of each model by its role: `judge`, `base`, `reference`, and of the models of the arms
+            `scorer:ARM`, `rewriter:ARM` and `toxic` (what the toxic model is trained from). `scorer` and `rewriter`, those of
+            all arms together, stood in the key of every arm once.
         rows: Rows of the raw corpus.
         characters: Characters of its text.
         prompts: Number of prompts.
@@ -153,15 +162,19 @@ class _Builder:
         c, f = self.config, self.facts
         if c.prompts is not None:
             parts: dict[str, Any] = {"file": f.corpora["prompts"]}
+            columns = {"prompt": c.prompt_column, "group": c.group_column}
+            parts |= {role: column for role, column in columns.items() if column is not None}
+            self._add("prompts", parts, rank=(-1,))
         else:
-            parts = {
+            # What they are is what counts: another corpus seldom changes them.
+            before = {
                 "held_out": f.corpora["held_out"],
                 "columns": [c.held_out_column, c.group_column],
                 "count": c.make_prompts,
                 "words": c.prompt_words,
                 "corpora": {r: k for r, k in f.corpora.items() if r == "raw" or r.startswith("given:")},
             }
-        self._add("prompts", parts, rank=(-1,))
+            self._add("prompts", {"made": f.corpora["made"]}, rank=(-1,), before=before)
 
     def _toxic(self) -> None:
         c, f = self.config, self.facts
@@ -169,14 +182,15 @@ class _Builder:
             return
         parts = {
             "data": f.corpora["toxic"],
-            "base": f.revisions["rewriter"],
+            "base": f.revisions["toxic"],
             "text_column": c.text_column,
             # A setting that came later counts only where it is used: what was trained before it is found again.
             "settings": c.toxic.model_dump(
                 exclude={"data", "adapter", *(() if c.toxic.layers else ("layers",))}
             ),
         }
-        self._add("toxic", parts, tokens=c.toxic.tokens, pace="toxic")
+        before = {**parts, "base": f.revisions.get("rewriter")}
+        self._add("toxic", parts, tokens=c.toxic.tokens, pace="toxic", before=before)
 
     def _needs_toxic(self, arm: str) -> bool:
         c = self.config
@@ -185,6 +199,7 @@ class _Builder:
     def _corpus(self, arm: str, rank: tuple[int, ...]) -> None:
         c, f = self.config, self.facts
         parts: dict[str, Any] = {"text_column": c.text_column, "raw": f.corpora["raw"]}
+        before: dict[str, Any] = {}
         needs: tuple[str, ...] = ()
         tokens, pace = 0, ""
         if arm in c.given:
@@ -192,14 +207,18 @@ class _Builder:
         elif arm != arms.RAW:
             recipe = c.arm_recipe(arm)
             parts["recipe"] = recipe
-            parts["revisions"] = {k: v for k, v in f.revisions.items() if k in {"scorer", "rewriter"}}
+            own = {k: f.revisions.get(f"{k}:{arm}") for k in ("scorer", "rewriter")}
+            parts["revisions"] = {k: v for k, v in own.items() if v}
+            before["revisions"] = {k: v for k, v in f.revisions.items() if k in own}
             tokens, pace = self._decoding(recipe)
             if self._needs_toxic(arm):
                 if c.toxic.adapter is None:
                     needs = ("toxic",)
                 else:
                     parts["toxic"] = f.corpora["toxic_adapter"]
-        self._add("corpus", parts, needs=needs, arm=arm, rank=(*rank, 0), tokens=tokens, pace=pace)
+        self._add(
+            "corpus", parts, needs=needs, arm=arm, rank=(*rank, 0), tokens=tokens, pace=pace, before={**parts, **before}
+        )  # fmt: skip
         parts = {"judge": f.revisions["judge"], "options": c.judge_options, "base": f.revisions["base"]}
         self._add("facts", parts, needs=("prompts", f"corpus-{arm}"), arm=arm, rank=(*rank, 4))
 
@@ -253,11 +272,20 @@ class _Builder:
     def _add(
         self, kind: str, parts: Mapping[str, Any], *, needs: tuple[str, ...] = (), arm: str = "",
         seed: int | None = None, rank: tuple[int, ...] = (0,), tokens: int = 0, pace: str = "",
+        before: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        """Add a stage; `before` is what its key was made of in earlier versions, where that was something else."""
         name = "-".join([kind, *([arm] if arm else []), *([str(seed)] if seed is not None else [])])
-        below = {s.name: s.key for s in self.stages if s.name in needs}
-        key = config_hash({"kind": kind, "parts": dict(parts), "needs": below})
-        self.stages.append(Stage(name, kind, key, needs, arm, seed, rank, tokens, pace))
+        below = [s for s in self.stages if s.name in needs]
+
+        def hashed(made_of: Mapping[str, Any], keys: dict[str, str]) -> str:
+            return config_hash({"kind": kind, "parts": dict(made_of), "needs": keys})
+
+        key = hashed(parts, {s.name: s.key for s in below})
+        # One earlier way of making keys, all the way down.
+        earlier = hashed(parts if before is None else before, {s.name: (*s.also, s.key)[0] for s in below})
+        also = (earlier,) if earlier != key else ()
+        self.stages.append(Stage(name, kind, key, needs, arm, seed, rank, tokens, pace, also))
 
 
 def wanted(stages: Sequence[Stage], config: CompareConfig) -> list[Stage]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,32 +24,31 @@ def find_facts(config: CompareConfig) -> Facts:
         ModelError: A model cannot be had.
         TamisError: The judge is the ranker; an arm cannot be made.
     """
+    from pipelines.compare.prompts import given_prompts, held_out_prompts
     from pipelines.evaluation.tables import read_table
+    from transforms.shards.inputs import list_input
 
     names = config.arm_names()
+    config.check_names()
     made = [a for a in names if arms.is_made(a) and a not in config.given]
     _check(config, made)
     raw = read_table(config.raw)
     texts = [t for t in raw.texts(config.text_column) if t]
     if not texts:
         raise InputError(f"{config.raw}: column '{config.text_column}' holds no text")
+    if made:
+        list_input(config.raw)  # the detox job makes them, and reads fewer formats than a training does
     corpora = {"raw": _fingerprint(config.raw)}
     for name, source in config.given.items():
         read_table(source).column(config.text_column)
         corpora[f"given:{name}"] = _fingerprint(source)
     prompts = config.make_prompts
     if config.prompts is not None:
-        from pipelines.compare.prompts import given_prompts
-
-        prompts = len(given_prompts(config.prompts, config.group_column))
+        prompts = len(given_prompts(config.prompts, config.group_column, config.prompt_column))
         corpora["prompts"] = _fingerprint(config.prompts)
     else:
-        assert config.held_out is not None
-        table = read_table(config.held_out)
-        for column in (config.held_out_column, config.group_column):
-            if column is not None:
-                table.column(column)
         corpora["held_out"] = _fingerprint(config.held_out)
+        corpora["made"] = fingerprint(*(part for p in held_out_prompts(config) for part in astuple(p)))
     neutral = 0
     if config.neutral is not None:
         neutral = sum(len(t) for t in read_table(config.neutral).texts(config.neutral_column) if t)
@@ -94,15 +93,21 @@ def _revisions(config: CompareConfig, made: list[str]) -> tuple[dict[str, str], 
     judge = registry.describe("scorer", config.judge, **config.judge_options)
     found = {"judge": judge.tag, "base": registry.describe("lm", config.model).tag}
     recipes = [config.arm_recipe(a) for a in made]
-    rankers = {i.tag: i for r in recipes for i in _rankers(r)}
-    found["scorer"] = ", ".join(sorted(rankers))
-    rankers |= {i.tag: i for i in lineage_rankers(config.given.values())}
-    verdict = check_judge(judge, rankers.values(), config.allow_shared_judge)
+    deciding = [_rankers(r) for r in recipes]
+    for arm, infos in zip(made, deciding, strict=True):
+        found[f"scorer:{arm}"] = ", ".join(sorted({i.tag for i in infos}))
+    found["scorer"] = ", ".join(sorted({i.tag for infos in deciding for i in infos}))
+    rankers = [info for infos in deciding for info in infos]
+    rankers += lineage_rankers([config.raw, *config.given.values()])
+    verdict = check_judge(judge, rankers, config.allow_shared_judge)
     if config.reference != "none":
         found["reference"] = registry.describe("lm", config.reference).tag
-    rewriters = {_rewriter(r) for r in recipes if _rewrites(r)}
+    rewriters = {arm: _rewriter(r) for arm, r in zip(made, recipes, strict=True) if _rewrites(r)}
     if rewriters:
-        found["rewriter"] = ", ".join(sorted(rewriters))
+        found |= {f"rewriter:{arm}": tag for arm, tag in rewriters.items()}
+        found["rewriter"] = ", ".join(sorted(set(rewriters.values())))
+    if any(arms.is_contrastive(r) for r in recipes):
+        found["toxic"] = _rewriter(config.detox)
     return found, {**verdict.as_dict(), "note": verdict.note}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.compare.config import CompareConfig
 from pipelines.evaluation.tables import read_table
 from schemas.errors import InputError
 from schemas.fingerprint import fingerprint
@@ -80,7 +81,9 @@ def make_prompts(
     return sorted(found.values(), key=lambda p: fingerprint("prompt", p.source))[:count]
 
 
-def given_prompts(source: str, group_column: str | None = None) -> list[Prompt]:
+def given_prompts(
+    source: str, group_column: str | None = None, prompt_column: str | None = None
+) -> list[Prompt]:
     """The prompts of a file, as `tamis eval toxicity` reads it.
 
     Raises:
@@ -89,10 +92,28 @@ def given_prompts(source: str, group_column: str | None = None) -> list[Prompt]:
     from pipelines.eval_toxicity import ToxicityEvalConfig, read_prompts
 
     columns, _ = read_prompts(
-        ToxicityEvalConfig(models=("-",), output="-", prompts=source, group_column=group_column)
+        ToxicityEvalConfig(
+            models=("-",), output="-", prompts=source, prompt_column=prompt_column, group_column=group_column
+        )
     )
     pairs = zip(columns["prompt"], columns["group"], strict=True)
     return [Prompt(text, content_hash(text), group) for text, group in pairs]
+
+
+def held_out_prompts(config: CompareConfig) -> list[Prompt]:
+    """The prompts a comparison makes of its held-out rows.
+
+    Raises:
+        InputError: There are no such rows or columns, or they do not make so many prompts.
+    """
+    if config.held_out is None:
+        raise InputError("prompts are needed: pass --prompts FILE, or --held-out FILE to make them of")
+    table = read_table(config.held_out)
+    texts = table.texts(config.held_out_column)
+    groups = table.column(config.group_column) if config.group_column else [""] * len(texts)
+    known = hashes([config.raw, *config.given.values()], config.text_column)
+    rows = [(t, str(g) if g is not None else "") for t, g in zip(texts, groups, strict=True)]
+    return make_prompts(rows, config.make_prompts, config.prompt_words, known)
 
 
 def hashes(sources: Sequence[str], column: str) -> set[str]:

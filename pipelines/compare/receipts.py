@@ -62,9 +62,9 @@ def write_receipt(output: Path, receipt: Receipt) -> None:
 
 
 def done_stages(stages: Iterable[Stage], receipts: Mapping[str, Receipt]) -> set[str]:
-    """Stages whose receipt bears their key, and whose result is there or no longer needed."""
+    """Stages whose receipt bears their key (or one of an earlier version), and whose result is there or no longer needed."""
     listed = list(stages)
-    done = {s.name for s in listed if s.name in receipts and receipts[s.name].key == s.key}
+    done = {s.name for s in listed if s.name in receipts and s.is_key(receipts[s.name].key)}
     for stage in listed:
         if stage.name in done and receipts[stage.name].removed:
             users = [s.name for s in listed if stage.name in s.needs]
@@ -79,7 +79,7 @@ def changed_stages(output: Path, stages: Iterable[Stage], receipts: Mapping[str,
     for stage in stages:
         begun = read_json(output / STARTED / f"{stage.name}.json") or {}
         keys = {begun.get("key"), receipts[stage.name].key if stage.name in receipts else None} - {None}
-        if keys and stage.key not in keys:
+        if keys and not any(stage.is_key(key) for key in keys):
             changed.append(stage)
     return changed
 
@@ -92,7 +92,7 @@ def begin_stage(output: Path, stage: Stage) -> None:
     """
     path = output / STARTED / f"{stage.name}.json"
     begun = read_json(path) or {}
-    if begun.get("key") != stage.key:
+    if not stage.is_key(begun.get("key")):
         (output / stage.receipt).unlink(missing_ok=True)
         if stage.kind in {"toxicity", "utility"}:
             _clear(output / stage.folder, "_tamis/cache")
@@ -124,7 +124,7 @@ def add_seconds(output: Path, stage: Stage, seconds: float) -> None:
 def seconds_before(output: Path, stage: Stage) -> float:
     """Seconds that earlier attempts worked on a stage."""
     begun = read_json(output / STARTED / f"{stage.name}.json") or {}
-    return float(begun.get("seconds", 0.0)) if begun.get("key") == stage.key else 0.0
+    return float(begun.get("seconds", 0.0)) if stage.is_key(begun.get("key")) else 0.0
 
 
 def save_plan(
@@ -148,7 +148,8 @@ def load_plan(output: Path) -> tuple[CompareConfig, list[Stage]]:
     record = read_json(output / CONFIG)
     if record is None:
         raise OutputError(f"{output} holds no comparison")
-    stages = [Stage(**{**s, "needs": tuple(s["needs"]), "rank": tuple(s["rank"])}) for s in record["stages"]]
+    lists = ("needs", "rank", "also")
+    stages = [Stage(**{k: tuple(v) if k in lists else v for k, v in s.items()}) for s in record["stages"]]
     return CompareConfig.model_validate(record["config"]), stages
 
 

@@ -70,22 +70,14 @@ class _Clock:
 
 
 def _prompts(config: CompareConfig, stage: Stage) -> Done:
-    from pipelines.compare.prompts import given_prompts, hashes, make_prompts, write_prompts
-    from pipelines.evaluation.tables import read_table
+    from pipelines.compare.prompts import given_prompts, held_out_prompts, write_prompts
 
     target = Path(config.output) / stage.folder / "prompts.parquet"
     if config.prompts is not None:
-        prompts = given_prompts(config.prompts, config.group_column)
+        prompts = given_prompts(config.prompts, config.group_column, config.prompt_column)
         write_prompts(target, prompts)
         return 0, {"prompts": len(prompts), "made": False}
-    if config.held_out is None:
-        raise InputError("prompts are needed: pass --prompts FILE, or --held-out FILE to make them of")
-    table = read_table(config.held_out)
-    texts = table.texts(config.held_out_column)
-    groups = table.column(config.group_column) if config.group_column else [""] * len(texts)
-    known = hashes([config.raw, *config.given.values()], config.text_column)
-    rows = [(t, str(g) if g is not None else "") for t, g in zip(texts, groups, strict=True)]
-    prompts = make_prompts(rows, config.make_prompts, config.prompt_words, known)
+    prompts = held_out_prompts(config)
     write_prompts(target, prompts)
     return 0, {"prompts": len(prompts), "made": True, "words": config.prompt_words}
 

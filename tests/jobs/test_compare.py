@@ -14,11 +14,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import main
 from pipelines.compare import CompareConfig, run
 from pipelines.compare.receipts import read_receipts
+from pipelines.run import RunSettings
+from pipelines.score import ScoreConfig
+from pipelines.score import run as run_score
 from schemas.errors import OutputError, TamisError
 from tests.models.tiny_classifier import save_classifier
 from tests.models.tiny_lm import save_tiny_lm
@@ -224,6 +228,13 @@ def test_a_dry_run_plans_and_writes_nothing(files, tmp_path, capsys):
 
 def test_what_cannot_be_is_said_before_any_work(files, tmp_path):
     output = tmp_path / "out"
+    table, odd, scored = tmp_path / "raw.csv", tmp_path / "odd.jsonl", tmp_path / "scored"
+    table.write_text("text\n" + "".join(f'"{text}"\n' for text in texts_of(files["raw"])))
+    odd.write_text('{"said": "you are a"}\n')
+    run_score(
+        ScoreConfig(input=files["raw"], output=str(scored), scorer=files["judge"]),
+        RunSettings(progress="quiet"),
+    )
     for changes, words in (
         ({"judge": files["ranker"]}, "must not be the ranker"),
         ({"judge": ""}, "--judge"),
@@ -234,6 +245,11 @@ def test_what_cannot_be_is_said_before_any_work(files, tmp_path):
         ({"given": {"clean": str(tmp_path / "nowhere")}}, "no such input"),
         ({"text_column": "body"}, "no column 'body'"),
         ({"model": str(tmp_path / "nowhere")}, "."),
+        ({"raw": str(table)}, "no Parquet, JSONL or Arrow shards"),
+        ({"raw": str(scored / "data" / "raw.jsonl"), "given": {}}, "must not be the ranker"),
+        ({"prompts": str(odd), "held_out": None}, "pass --prompt-column"),
+        ({"focus": "nobody"}, "--focus nobody"),
+        ({"make_prompts": 900}, "lower --make-prompts"),
     ):
         with pytest.raises(TamisError, match=words):
             run(settings(files, output, **changes))
@@ -242,6 +258,23 @@ def test_what_cannot_be_is_said_before_any_work(files, tmp_path):
     (output / "precious.txt").write_text("mine")
     with pytest.raises(OutputError, match="something else"):
         run(settings(files, output))
+
+
+def test_prompts_of_a_column_of_ones_own(files, tmp_path):
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(
+        "".join(json.dumps({"said": text, "text": "-"}) + "\n" for text in ("you are", "they went"))
+    )
+    changes = {"prompts": str(odd), "prompt_column": "said", "held_out": None, "given": {}, "make": ("raw",)}
+    result = run(settings(files, tmp_path / "out", **changes, seeds=(0,), neutral=None))
+    assert result.complete and result.results["prompts"]["n"] == 2
+    read = pq.read_table(tmp_path / "out" / "prompts" / "prompts.parquet")
+    assert read.column("prompt").to_pylist() == ["you are", "they went"]
+    (stage,) = [s for s in result.stages if s.kind == "prompts"]
+    other = settings(
+        files, tmp_path / "out", **{**changes, "prompt_column": "text"}, seeds=(0,), neutral=None
+    )
+    assert stage.key not in {s.key for s in run(other.model_copy(update={"dry_run": True})).stages}
 
 
 def test_an_arm_that_fails_takes_no_other_with_it(files, tmp_path):

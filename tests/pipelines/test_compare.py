@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.compare import arms, page, statistics
 from pipelines.compare.config import CompareConfig
 from pipelines.compare.costs import describe
-from pipelines.compare.options import make_config, pairs, recipes
+from pipelines.compare.options import given_arms, make_config, pairs, recipes
 from pipelines.compare.plan import Facts, build_stages, wanted
 from pipelines.compare.prompts import begun_by, content_hash, make_prompts
 from pipelines.compare.receipts import Receipt, done_stages
@@ -20,8 +21,9 @@ from pipelines.detox import make_config as make_detox
 from schemas.errors import InputError, TamisError
 
 FACTS = Facts(
-    corpora={k: k for k in ("raw", "given:mine", "held_out", "neutral", "toxic", "toxic_adapter")},
-    revisions=dict.fromkeys(("judge", "base", "scorer", "rewriter", "reference"), "x@1"),
+    corpora={k: k for k in ("raw", "given:mine", "held_out", "made", "neutral", "toxic", "toxic_adapter")},
+    revisions=dict.fromkeys(("judge", "base", "scorer", "rewriter", "reference", "toxic"), "x@1")
+    | {f"{role}:{arm}": "x@1" for role in ("scorer", "rewriter") for arm in (*arms.NAMES, "mild")},
     rows=100,
     characters=42_000,
     prompts=200,
@@ -34,8 +36,16 @@ def config(**changes) -> CompareConfig:
     return CompareConfig(**{**settings, **changes})
 
 
-def keys(**changes) -> dict[str, str]:
-    return {s.name: s.key for s in build_stages(config(**changes), FACTS)}
+def keys(facts: Facts = FACTS, **changes) -> dict[str, str]:
+    return {s.name: s.key for s in build_stages(config(**changes), facts)}
+
+
+def with_facts(corpora: dict[str, str] | None = None, revisions: dict[str, str] | None = None) -> Facts:
+    return replace(
+        FACTS,
+        corpora={**FACTS.corpora, **(corpora or {})},
+        revisions={**FACTS.revisions, **(revisions or {})},
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ arms
@@ -121,24 +131,96 @@ def test_contrastive_arms_share_one_toxic_model():
 
 def test_a_key_changes_with_what_decides_the_result_and_with_nothing_else():
     plain = keys()
-    assert (
-        keys(given={"mine": "x"}, workers=4, seeds=(0, 1, 2), keep_models=False).items()
-        >= {
-            n: k for n, k in plain.items() if n != "prompts" and not n.startswith(("toxicity", "facts"))
-        }.items()
+    more = {"given": {"mine": "x"}, "workers": 4, "seeds": (0, 1, 2), "keep_models": False}
+    assert keys(**more).items() >= plain.items()
+    # An arm with a scorer and a rewriter of its own: of no account to the others, however all together are called.
+    own = with_facts(
+        revisions={"scorer:mild": "z@1", "rewriter:mild": "z@1", "scorer": "x@1, z@1", "rewriter": "x@1, z@1"}
     )
+    assert keys(own, **more, recipes={"mild": {"scorer": "z"}}).items() >= plain.items()
 
-    def changed(**changes) -> set[str]:
-        other = keys(**changes)
+    def changed(facts: Facts = FACTS, **changes) -> set[str]:
+        other = keys(facts, **changes)
         return {n.partition("-")[0] for n in plain if other.get(n) != plain[n]}
 
     assert changed(train={"tokens": 5}) == {"train", "toxicity", "utility"}
     assert changed(judge_options={"label": "x"}) == {"facts", "toxicity"}
     assert changed(samples=5) == {"toxicity"}
     assert changed(utility={"documents": 3}) == {"utility"}
-    assert changed(prompt_words=4) == {"prompts", "facts", "toxicity"}
+    assert changed(with_facts({"made": "others"})) == {"prompts", "facts", "toxicity"}
+    assert changed(with_facts(revisions={"scorer:drop-sentences": "y@2"})) == {
+        "corpus", "facts", "train", "toxicity", "utility",
+    }  # fmt: skip
+    assert (
+        keys(with_facts(revisions={"scorer:drop-sentences": "y@2"}))["corpus-logratio"]
+        == plain["corpus-logratio"]
+    )
     assert changed(toxic={"tokens": 5}) == {"toxic", "corpus", "facts", "train", "toxicity", "utility"}
     assert changed(tau=0.3) == {"corpus", "facts", "train", "toxicity", "utility"}
+
+
+def test_what_an_earlier_version_has_done_is_found_unless_it_has_changed():
+    """Keys once held the scorers and rewriters of all arms together, and the corpora prompts were kept apart from."""
+    both = {"scorer": "x@1, y@1", "rewriter": "x@1, y@1", "scorer:mild": "y@1", "rewriter:mild": "y@1"}
+    stages = build_stages(config(recipes={"mild": {"scorer": "y"}}), with_facts(revisions=both))
+    receipts = {s.name: Receipt(s.name, s.also[0] if s.also else s.key, 1.0) for s in stages}
+    assert any(s.also for s in stages) and done_stages(stages, receipts) == {s.name for s in stages}
+    kept = {s.name for s in stages if s.key == receipts[s.name].key}
+    assert kept == {
+        s.name for s in stages if s.arm in ("raw", "base") and s.kind in ("corpus", "train", "utility")
+    }
+    newer = with_facts(revisions=both | {"scorer": "x@2, y@1"} | {f"scorer:{a}": "x@2" for a in arms.NAMES})
+    again = build_stages(config(recipes={"mild": {"scorer": "y"}}), newer)
+    done = done_stages(again, receipts)
+    assert done == kept | {
+        s.name for s in again if s.kind in ("prompts", "toxic") or s.arm in ("raw", "base")
+    }
+    assert load_back(stages) == stages
+
+
+def load_back(stages: list) -> list:
+    import tempfile
+    from pathlib import Path
+
+    from pipelines.compare.receipts import load_plan, save_plan
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_plan(Path(folder), config(), stages, {})
+        return load_plan(Path(folder))[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"focus": "logratoi"}, "--focus logratoi: there is no such arm"),
+        ({"baseline": "drop-docs"}, "--baseline drop-docs"),
+        ({"main": ("raw", "mine")}, "--main mine"),
+        ({"given": {"a b": "x"}}, "'a b' is no name"),
+        ({"given": {"a+b": "x"}}, "no name for an arm"),
+        ({"given": {".a": "x"}}, "no name for an arm"),
+        ({"recipes": {"raw": {"gate": {"tau": 0.9}}}}, "--recipe NAME:...: the name raw"),
+        ({"recipes": {"base": {"gate": {"tau": 0.9}}}}, "the name base"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused_before_any_work(changes, says):
+    with pytest.raises(TamisError, match=re.escape(says)):
+        config(**changes).check_names()
+    config().check_names()
+    config(make=("raw", "prompt_only"), given={"mine-2.b": "x"}, focus="mine-2.b").check_names()
+
+
+def test_two_corpora_of_one_name_and_a_seed_twice_are_refused():
+    assert given_arms(["a/clean", "b/other/"], ["x=c/clean"]) == {
+        "clean": "a/clean",
+        "other": "b/other/",
+        "x": "c/clean",
+    }
+    for corpora, named in ((["a/clean", "b/clean"], []), (["a/clean"], ["clean=b"]), ([], ["x=a", "x=b"])):
+        with pytest.raises(TamisError, match="--arm NAME=FOLDER"):
+            given_arms(corpora, named)
+    for setting in ("seeds", "other_seeds"):
+        with pytest.raises(TamisError, match=f"{setting}.*named twice"):
+            make_config({"raw": "x", "output": "y", setting: [0, 1, 0]})
 
 
 def test_part_of_it_comes_with_what_it_needs():
