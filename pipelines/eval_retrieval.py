@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from models.metrics.bootstrap import mean_interval
+from models.metrics.bootstrap import ends, mean_interval
 from pipelines.evaluation.folder import EvalFolder
 from pipelines.evaluation.progress import wide_console
 from pipelines.evaluation.retrieval_record import (
@@ -366,7 +366,7 @@ def print_result(result: RetrievalEvalResult) -> None:
     for s in result.systems:
         x = s.means[first]
         others = (f"{s.means[m].mean:.4f}" for m in result.measures[1:])
-        table.add_row(s.name, f"{x.mean:.4f} [{x.low:.3f}, {x.high:.3f}]", *others)
+        table.add_row(s.name, f"{x.mean:.4f} {ends(x.as_dict())}", *others)
     console.print(table)
     base = record["baseline"]
     for pair in record["comparisons"]:
@@ -374,7 +374,7 @@ def print_result(result: RetrievalEvalResult) -> None:
             test = pair["measures"][first]
             d = test["difference"]
             console.print(
-                f"{pair['a']} - {pair['b']}: {first} {d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}], "
+                f"{pair['a']} - {pair['b']}: {first} {d['mean']:+.4f} {ends(d, 4, '+')}, "
                 f"p {test['t_p_value_holm']:.4f} (t, Holm), {test['p_value']:.4f} (bootstrap)",
                 soft_wrap=True,
             )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.metrics.bootstrap import DRAWS, Interval, PairedDifference
+from models.metrics.bootstrap import DRAWS, Interval, PairedDifference, ends
 from models.protocols import Encoder, ModelInfo, ToxicityScorer
 from models.scorers.judging import Verdict
 from pipelines.evaluation.fluency import Fluency, load_fluency
@@ -395,7 +395,7 @@ def print_result(result: RewritesResult) -> None:
         cells = [
             name,
             f"{j.mean:.3f}",
-            f"{j.low:.3f}-{j.high:.3f}",
+            ends(j.as_dict(), between="-"),
             *(f"{x.metrics[k].mean:.3f}" for k in METRICS[1:]),
         ]
         if has_overlap:

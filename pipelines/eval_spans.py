@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.metrics.bootstrap import DRAWS, Interval, PairedDifference, mean_interval, paired_difference
+from models.metrics.bootstrap import DRAWS, Interval, PairedDifference, ends, mean_interval, paired_difference
 from pipelines.evaluation.folder import EvalFolder
 from pipelines.evaluation.joins import is_output, read_job
 from pipelines.evaluation.tables import Table, read_table
@@ -251,7 +251,7 @@ def print_result(result: SpansResult) -> None:
         table.add_row(
             name,
             f"{x.f1.mean:.4f}",
-            f"{x.f1.low:.3f}-{x.f1.high:.3f}",
+            ends(x.f1.as_dict(), between="-"),
             "–" if x.precision is None else f"{x.precision.mean:.3f}",
             "–" if x.recall is None else f"{x.recall.mean:.3f}",
             f"{change.difference.mean:+.4f}" if change else "",
@@ -259,7 +259,7 @@ def print_result(result: SpansResult) -> None:
         )
     for name, interval in result.baselines.items():
         table.add_row(
-            f"({name})", f"{interval.mean:.4f}", f"{interval.low:.3f}-{interval.high:.3f}", "", "", "", ""
+            f"({name})", f"{interval.mean:.4f}", ends(interval.as_dict(), between="-"), "", "", "", ""
         )
     console = wide_console()
     console.print(table)

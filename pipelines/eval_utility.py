@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.metrics.bootstrap import DRAWS, Interval
+from models.metrics.bootstrap import DRAWS, Interval, ends
 from models.protocols import ModelInfo
 from pipelines.evaluation.facts import FactTable, count_output
 from pipelines.evaluation.folder import EvalFolder, device_in_words
@@ -261,8 +261,8 @@ def print_result(result: UtilityResult) -> None:
 
 
 def _show(x: Interval, places: int) -> str:
-    return f"{x.mean:.{places}f} [{x.low:.{places}f}, {x.high:.{places}f}]"
+    return f"{x.mean:.{places}f} {ends(x.as_dict(), places)}"
 
 
 def _show_percent(x: Interval) -> str:
-    return f"{100 * x.mean:+.1f} % [{100 * x.low:+.1f}, {100 * x.high:+.1f}]"
+    return f"{100 * x.mean:+.1f} % {ends(x.as_dict(), 1, '+', 100)}"

@@ -10,7 +10,7 @@ the paired form.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,9 +45,14 @@ class Interval:
     high: float
     n: int
 
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval at all: a single unit says nothing of how another would have been."""
+        return self.n > 1 or self.low < self.high
+
     def apart(self, other: Interval) -> bool:
-        """Whether the two intervals do not touch."""
-        return self.high < other.low or other.high < self.low
+        """Whether the two intervals do not touch; of a single unit that is not known, so they do."""
+        return self.known and other.known and (self.high < other.low or other.high < self.low)
 
     def map(self, function: Callable[[float], float]) -> Interval:
         """The interval of a monotone function of the estimate (`math.exp` of a mean log-loss: perplexity)."""
@@ -59,7 +64,25 @@ class Interval:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.3f} {ends(asdict(self))}"
+
+
+def ends(
+    figure: Mapping[str, Any], places: int = 3, sign: str = "", scale: float = 1.0, between: str = ", "
+) -> str:
+    """The ends of an interval as text: `[0.371, 0.455]`, or `[–]` where a single unit has none.
+
+    Args:
+        figure: What `Interval.as_dict` gave.
+        places: Decimals.
+        sign: `+` shows it of positive numbers too.
+        scale: 100 for percent.
+        between: What stands between the two; where it is not a comma the brackets are left out.
+    """
+    low, high = figure["low"], figure["high"]
+    known = figure.get("n", 2) > 1 or low < high
+    text = f"{scale * low:{sign}.{places}f}{between}{scale * high:{sign}.{places}f}" if known else "–"
+    return f"[{text}]" if between == ", " else text
 
 
 @dataclass(frozen=True)
@@ -68,7 +91,8 @@ class PairedDifference:
 
     Attributes:
         difference: Interval of mean(a) - mean(b).
-        p_value: Two-sided, of "no difference"; never below 1 / (draws + 1), which is all that so many draws can say.
+        p_value: Two-sided, of "no difference"; never below 1 / (draws + 1), which is all that so many draws can say, nor
+            below what so many units can (`two_sided`).
     """
 
     difference: Interval
@@ -213,13 +237,14 @@ def paired_difference(
     if clusters is None:
         units = len(gaps)
         drawn = resampled_sums(gaps[:, None], seed, draws)[:, 0] / units
+        own = gaps
     else:
         sums, counts = _by_cluster([gaps], clusters)
-        units = len(counts)
+        units, own = len(counts), sums[:, 0]
         both = resampled_sums(np.stack([sums[:, 0], counts], axis=1), seed, draws)
         drawn = both[:, 0] / both[:, 1]
     interval = _percentiles(float(gaps.mean()), drawn, level, units)
-    return PairedDifference(interval, two_sided(drawn))
+    return PairedDifference(interval, two_sided(drawn, own))
 
 
 def stratified_interval(
@@ -267,7 +292,7 @@ def stratified_difference(
     _same_length(first, second)
     _check(draws, level)
     mean, drawn = _macro_draws(first - second, strata, seed, draws)
-    return PairedDifference(_percentiles(mean, drawn, level, len(first)), two_sided(drawn))
+    return PairedDifference(_percentiles(mean, drawn, level, len(first)), two_sided(drawn, first - second))
 
 
 def _macro_draws(
@@ -286,18 +311,22 @@ def _macro_draws(
     return mean / len(members), drawn / len(members)
 
 
-def two_sided(drawn: npt.NDArray[Any]) -> float:
+def two_sided(drawn: npt.NDArray[Any], gaps: npt.NDArray[Any]) -> float:
     """Two-sided p-value of "zero" from bootstrap draws of a difference: how often a draw falls on the other side.
 
     Args:
         drawn: Draws of the difference.
+        gaps: The differences themselves, one a unit. Of k that are not zero the signs could all have been the same by
+            chance once in 2 ** (k - 1) times: the least p-value of a test by sign flips, which resamples of few units
+            would go below.
 
     Returns:
         In (0, 1]; one draw is added on either side, so that no number of draws ever claims impossibility.
     """
     draws = len(drawn)
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return min(1.0, 2.0 * (tail + 1) / (draws + 1))
+    least = 2.0 ** (1 - int(np.count_nonzero(gaps)))
+    return min(1.0, max(least, 2.0 * (tail + 1) / (draws + 1)))
 
 
 def _by_cluster(

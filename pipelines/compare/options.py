@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from models.metrics.bootstrap import ends
 from pipelines.compare.config import CompareConfig
 from pipelines.settings import validated
 from schemas.errors import TamisError
@@ -111,10 +112,7 @@ def print_result(result: CompareResult) -> None:
     for arm in result.results["arms"]:
         kept = "" if arm["kept"] is None else f"{100 * arm['kept']:.0f} % of rows"
         emt, tp = arm["emt"], arm["tp"]
-        print(
-            f"{arm['name']:<26} EMT {emt['mean']:.3f} [{emt['low']:.3f}, {emt['high']:.3f}]  "
-            f"TP {tp['mean']:.3f} [{tp['low']:.3f}, {tp['high']:.3f}]  {kept}"
-        )
+        print(f"{arm['name']:<26} EMT {emt['mean']:.3f} {ends(emt)}  TP {tp['mean']:.3f} {ends(tp)}  {kept}")
     if not result.complete:
         waiting = len(result.results["waiting"])
         print(f"{waiting} stages are not done, {len(result.failed)} failed; the same command goes on")

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.metrics.bootstrap import ends
 from pipelines.compare import arms, charts
 from pipelines.compare.costs import clock
 from pipelines.compare.receipts import write_json
@@ -49,21 +50,21 @@ def interval(value: Mapping[str, Any] | None, places: int = 3) -> str:
     """`0.412 [0.371, 0.455]`."""
     if not value:
         return "–"
-    return f"{value['mean']:.{places}f} [{value['low']:.{places}f}, {value['high']:.{places}f}]"
+    return f"{value['mean']:.{places}f} {ends(value, places)}"
 
 
 def percent_interval(value: Mapping[str, Any] | None) -> str:
     """`53 % [45, 60]`."""
     if not value:
         return "–"
-    return f"{100 * value['mean']:.1f} % [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+    return f"{100 * value['mean']:.1f} % {ends(value, 1, scale=100)}"
 
 
 def signed(value: Mapping[str, Any] | None, places: int = 3) -> str:
     """`-0.210 [-0.250, -0.170]`."""
     if not value:
         return "–"
-    return f"{value['mean']:+.{places}f} [{value['low']:+.{places}f}, {value['high']:+.{places}f}]"
+    return f"{value['mean']:+.{places}f} {ends(value, places, '+')}"
 
 
 def clear(arm: Mapping[str, Any]) -> str:
@@ -83,7 +84,7 @@ def headline(results: Results) -> str:
     if focus is None or not focus["emt_reduction"]:
         return f"{len(results['arms'])} corpora, one small model each"
     emt, tp = focus["emt_reduction"], focus["tp_reduction"]
-    if emt["low"] <= 0 <= emt["high"]:
+    if emt.get("n", 2) < 2 or emt["low"] <= 0 <= emt["high"]:
         return f"Training on {focus['name']} instead of the raw corpus makes no difference that these prompts can show"
     word = "less" if emt["mean"] > 0 else "more"
     both = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from models.metrics.bootstrap import Interval
+from models.metrics.bootstrap import Interval, ends
 from pipelines.evaluation import charts
 from pipelines.evaluation.page import Figure, Grid, Section, Tile, render_page
 from pipelines.report.charts import unchecked
@@ -148,9 +148,9 @@ def _runs(result: AgreeResult, measure: str) -> Section:
         rows = [
             [
                 name,
-                f"{x.a.mean:.4f} [{x.a.low:.4f}, {x.a.high:.4f}]",
-                f"{x.b.mean:.4f} [{x.b.low:.4f}, {x.b.high:.4f}]",
-                f"{x.change.difference.mean:+.4f} [{x.change.difference.low:+.4f}, {x.change.difference.high:+.4f}]",
+                f"{x.a.mean:.4f} {ends(x.a.as_dict(), 4)}",
+                f"{x.b.mean:.4f} {ends(x.b.as_dict(), 4)}",
+                f"{x.change.difference.mean:+.4f} {ends(x.change.difference.as_dict(), 4, '+')}",
                 f"{x.change.p_value:.4f}",
                 f"{100 * x.judged_a:.0f} %",
                 f"{100 * x.judged_b:.0f} %",
@@ -176,7 +176,7 @@ def _runs(result: AgreeResult, measure: str) -> Section:
 
 
 def _cell(x: Interval | None) -> str:
-    return "–" if x is None else f"{x.mean:.3f} [{x.low:.3f}, {x.high:.3f}]"
+    return "–" if x is None else f"{x.mean:.3f} {ends(x.as_dict())}"
 
 
 def _mean(x: Interval | None) -> str:
@@ -184,4 +184,4 @@ def _mean(x: Interval | None) -> str:
 
 
 def _ends(x: Interval | None) -> str:
-    return "not defined" if x is None else f"{x.low:.3f} to {x.high:.3f}"
+    return "not defined" if x is None else ends(x.as_dict(), between=" to ")

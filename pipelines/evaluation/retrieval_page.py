@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from models.metrics.bootstrap import ends
 from pipelines.evaluation import charts
 from pipelines.evaluation.page import Figure, Grid, Section, Text, Texts, Tile, render_page
 from pipelines.report.charts import unchecked
@@ -32,7 +33,7 @@ def render(result: RetrievalEvalResult, record: Mapping[str, Any], texts: Mappin
         Tile(
             f"{s.means[first].mean:.4f}",
             f"{first} of {s.name}",
-            f"{s.means[first].low:.3f} to {s.means[first].high:.3f}",
+            ends(s.means[first].as_dict(), between=" to "),
         )
         for s in ranked[:3]
     ]
@@ -68,7 +69,7 @@ def _figures(result: RetrievalEvalResult, best: str) -> Section:
             s.name,
             s.kind,
             f"{s.answered:,}",
-            *(f"{x.mean:.4f} [{x.low:.4f}, {x.high:.4f}]" for x in s.means.values()),
+            *(f"{x.mean:.4f} {ends(x.as_dict(), 4)}" for x in s.means.values()),
         ]
         for s in result.systems
     ]

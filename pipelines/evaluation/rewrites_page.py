@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.metrics.bootstrap import Interval
+from models.metrics.bootstrap import Interval, ends
 from pipelines.evaluation import charts
 from pipelines.evaluation.page import Figure, Grid, Section, Text, Texts, Tile, render_page
 from pipelines.report.charts import unchecked
@@ -183,12 +183,12 @@ def _cut(text: str) -> str:
 
 
 def _figure(x: Interval, places: int = 3) -> str:
-    return f"{x.mean:.{places}f} [{x.low:.{places}f}, {x.high:.{places}f}]"
+    return f"{x.mean:.{places}f} {ends(x.as_dict(), places)}"
 
 
 def _range(x: Interval) -> str:
-    return f"{x.low:.3f} to {x.high:.3f}"
+    return ends(x.as_dict(), between=" to ")
 
 
 def _signed(x: Interval) -> str:
-    return f"{x.mean:+.3f} [{x.low:+.3f}, {x.high:+.3f}]"
+    return f"{x.mean:+.3f} {ends(x.as_dict(), sign='+')}"

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from models.metrics.bootstrap import ends
 from pipelines.evaluation import charts
 from pipelines.evaluation.page import Figure, Grid, Section, Text, Texts, Tile, render_page
 from pipelines.report.charts import unchecked
@@ -39,7 +40,7 @@ def render(
         Tile(
             f"{best.f1.mean:.3f}",
             f"character F1 of {result.best}",
-            f"{best.f1.low:.3f} to {best.f1.high:.3f}",
+            ends(best.f1.as_dict(), between=" to "),
         ),
         Tile(f"{result.posts:,}", "posts", f"{result.toxic:,} with gold spans"),
         Tile(f"{result.baselines['everything'].mean:.3f}", "marking everything", "baseline"),
@@ -64,12 +65,12 @@ def _figures(result: SpansResult) -> Section:
         rows.append(
             [
                 name,
-                f"{x.f1.mean:.4f} [{x.f1.low:.4f}, {x.f1.high:.4f}]",
+                f"{x.f1.mean:.4f} {ends(x.f1.as_dict(), 4)}",
                 "–" if x.f1_toxic is None else f"{x.f1_toxic.mean:.4f}",
                 "–" if x.precision is None else f"{x.precision.mean:.3f}",
                 "–" if x.recall is None else f"{x.recall.mean:.3f}",
                 f"{x.empty:,}",
-                "–" if d is None else f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]",
+                "–" if d is None else f"{d.mean:+.4f} {ends(d.as_dict(), 4, '+')}",
                 "–" if change is None else f"{change.p_value:.4f}",
             ]
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.metrics.bootstrap import Interval
+from models.metrics.bootstrap import Interval, ends
 from models.scorers.judging import Verdict
 from pipelines.evaluation.charts import SERIES, interval_bars
 from pipelines.evaluation.page import Figure, Grid, Section, Text, Texts, Tile, render_page
@@ -349,12 +349,11 @@ def _pm(figure: Mapping[str, Any]) -> str:
 
 
 def _range(figure: Mapping[str, Any] | Interval, places: int = 3) -> str:
-    low, high = (figure.low, figure.high) if isinstance(figure, Interval) else (figure["low"], figure["high"])
-    return f"[{low:.{places}f}, {high:.{places}f}]"
+    return ends(figure.as_dict() if isinstance(figure, Interval) else figure, places)
 
 
 def _signed(figure: Mapping[str, Any]) -> str:
-    return f"{figure['mean']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]"
+    return f"{figure['mean']:+.3f} {ends(figure, sign='+')}"
 
 
 def _change(entry: Mapping[str, Any]) -> str:

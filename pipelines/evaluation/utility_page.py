@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from models.metrics.bootstrap import Interval
+from models.metrics.bootstrap import Interval, ends
 from pipelines.evaluation import charts
 from pipelines.evaluation.page import Figure, Grid, Section, Tile, render_page
 from pipelines.report.charts import unchecked
@@ -137,9 +137,9 @@ def _facts(result: UtilityResult) -> list[Section]:
 
 
 def _interval(x: Interval, places: int) -> str:
-    return f"{x.mean:.{places}f} [{x.low:.{places}f}, {x.high:.{places}f}]"
+    return f"{x.mean:.{places}f} {ends(x.as_dict(), places)}"
 
 
 def _percent(x: Interval, *, signed: bool = True) -> str:
     sign = "+" if signed else ""
-    return f"{100 * x.mean:{sign}.1f} % [{100 * x.low:{sign}.1f}, {100 * x.high:{sign}.1f}]"
+    return f"{100 * x.mean:{sign}.1f} % {ends(x.as_dict(), 1, sign, 100)}"

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from models.metrics.bootstrap import (
     clustered_interval,
+    ends,
     mean_interval,
     paired_difference,
     ratio_interval,
     resampled_sums,
     share_interval,
+    stratified_difference,
 )
 from schemas.errors import TamisError
 
@@ -141,3 +143,26 @@ def test_many_units_are_drawn_in_pieces(monkeypatch):
     monkeypatch.setattr(bootstrap, "CELLS_AT_ONCE", 120)
     pieces = bootstrap.resampled_sums(np.arange(50.0)[:, None], draws=40)
     assert np.array_equal(whole, pieces)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=12), st.integers(0, 5), st.booleans())
+@settings(deadline=None, max_examples=30)
+def test_few_units_say_no_more_than_their_signs_could(gaps, level_pairs, clustered):
+    """However clear five sentences are, their signs are all the same by chance once in sixteen times."""
+    a, b = np.array([*gaps, *[0.0] * level_pairs]), np.zeros(len(gaps) + level_pairs)
+    clusters = list(range(len(a))) if clustered else None
+    found = paired_difference(a, b, clusters, draws=500)
+    assert found.p_value == pytest.approx(max(2 / 501, 2.0 ** (1 - len(gaps)))) or level_pairs
+    assert found.p_value >= min(1.0, 2.0 ** (1 - len(gaps)))
+    strata = stratified_difference(a, b, [0] * len(a), draws=500)
+    assert strata.p_value == found.p_value
+
+
+def test_a_single_unit_has_no_interval_and_lies_apart_from_nothing():
+    one, many = mean_interval([0.9]), mean_interval([0.1, 0.2, 0.1])
+    assert not one.apart(many) and not many.apart(one) and str(one) == "0.900 [–]"
+    assert ends(one.as_dict(), between=" to ") == "–"
+    assert mean_interval([0.9, 0.9]).apart(many)
+    # Of a share something is known: one unit without an exception leaves room for most of them.
+    assert ends(share_interval([1.0]).as_dict(), 2) == "[0.21, 1.00]"
+    assert ends(many.map(lambda x: -x).as_dict(), 1, "+", 100) == "[-20.0, -10.0]"

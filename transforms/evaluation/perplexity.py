@@ -106,7 +106,7 @@ def perplexity_change(
     return PerplexityChange(
         _interval(float(np.expm1(whole[0] / whole[1])), ratios, level, n),
         _interval(float(whole[0] / whole[2] / math.log(2)), bits, level, n),
-        two_sided(sums[:, 0]),
+        two_sided(sums[:, 0], columns[:, 0]),
         by_token,
     )
 
