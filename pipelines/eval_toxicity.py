@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +20,21 @@ from models import registry
 from models.lineage import lineage_rankers
 from models.protocols import ModelInfo, Sampling
 from models.scorers.judging import Verdict, check_judge
+from pipelines.evaluation.prompts import PROMPTS, check_prompts, publish_prompts, read_prompts
 from pipelines.evaluation.subjects import Subject, distinct_labels, parse_subject
-from pipelines.run import RunSettings, run_job
+from pipelines.run import RunSettings, check_owner, run_job
 from pipelines.settings import validated
 from schemas.errors import InputError, ModelError, TamisError
 from transforms.evaluation.continuations import MeasureFluency, SampleContinuations, ScoreContinuations
 from transforms.shards.engine import Job
+from transforms.shards.files import Folder
 from transforms.shards.formats import UnitLimits
 
 if TYPE_CHECKING:
     from pipelines.evaluation.folder import EvalFolder
-    from pipelines.evaluation.tables import Table
     from pipelines.evaluation.toxicity_figures import Measured
 
-KIND, PROMPTS, RUNS, TABLE = "toxicity", "prompts.parquet", "runs", "continuations.parquet"
-PROMPT_COLUMNS = ("prompt", "text")
+KIND, RUNS, TABLE = "toxicity", "runs", "continuations.parquet"
 # A unit is what one commit holds: a prompt takes seconds on a core.
 _UNIT_ROWS = 8
 # Exact up to floating point only; a card that lacks the memory is given fewer at once.
@@ -166,17 +165,20 @@ def run(config: ToxicityEvalConfig, settings: RunSettings | None = None) -> Toxi
     parts = _describe(config)
     table, facts = read_prompts(config)
     output = Path(config.output)
+    jobs = [build_job(config, s, i, parts) for s, i in zip(parts.subjects, parts.infos, strict=True)]
+    _check_folder(output, jobs, table, overwrite=settings.overwrite)
     if settings.dry_run:
         return ToxicityResult(
             output, "planned", {}, {s.label: (len(table["id"]), 0, 0) for s in parts.subjects}
         )
     folder = _open(output)
-    _publish_prompts(folder, table)
+    publish_prompts(folder, table)
+    folder.begin()
     work: dict[str, tuple[int, int, int]] = {}
-    for number, (subject, info) in enumerate(zip(parts.subjects, parts.infos, strict=True), 1):
+    for number, (subject, job) in enumerate(zip(parts.subjects, jobs, strict=True), 1):
         if settings.progress != "quiet" and len(parts.subjects) > 1:
             print(f"{subject.label} ({number} of {len(parts.subjects)} models)", file=sys.stderr, flush=True)
-        result = run_job(build_job(config, subject, info, parts), str(output / PROMPTS), settings)
+        result = run_job(job, str(output / PROMPTS), settings)
         if result.manifest is None:
             raise TamisError(f"{subject.label}: {result.detail or result.state}; run the same command again")
         work[subject.label] = (result.plan.rows, result.plan.units, result.done)
@@ -226,82 +228,6 @@ def _rows(config: ToxicityEvalConfig) -> int | None:
     return _ACCELERATOR_ROWS if config.device.startswith("cuda") else None
 
 
-def read_prompts(config: ToxicityEvalConfig) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """The prompts to use, and what is to be said of them.
-
-    Returns:
-        Columns `id`, `group` and `prompt`, all text; source, rows, how many were empty, and groups.
-
-    Raises:
-        InputError: No such column, no prompt, or an id twice.
-    """
-    from pipelines.evaluation.tables import read_table
-
-    table = read_table(config.prompts)
-    column = config.prompt_column or table.first_of(PROMPT_COLUMNS, "the prompts; pass --prompt-column")
-    prompts = _texts(table, column)
-    ids = [str(x) for x in table.column(config.id_column)] if config.id_column else _numbers(len(prompts))
-    groups = (
-        ["" if x is None else str(x) for x in table.column(config.group_column)]
-        if config.group_column
-        else [""] * len(prompts)
-    )
-    used = [i for i, text in enumerate(prompts) if text.strip()]
-    empty = len(prompts) - len(used)
-    if config.limit is not None and config.limit < len(used):
-        used = _some(used, prompts, config.limit)
-    if not used:
-        raise InputError(
-            f"{config.prompts}: column '{column}' holds no prompt ({len(prompts)} rows, all empty)"
-        )
-    chosen = {
-        "id": [ids[i] for i in used],
-        "group": [groups[i] for i in used],
-        "prompt": [prompts[i] for i in used],
-    }
-    if len(set(chosen["id"])) < len(used):
-        twice, _ = Counter(chosen["id"]).most_common(1)[0]
-        raise InputError(
-            f"{config.prompts}: id '{twice}' stands there twice; pass another --id-column, or none"
-        )
-    names = sorted(set(chosen["group"]) - {""})
-    unknown = [g for g in config.combine if g not in names]
-    if unknown:
-        raise InputError(f"--combine {unknown[0]}: no such group; there are {', '.join(names) or 'none'}")
-    facts = {
-        "source": config.prompts,
-        "column": column,
-        "rows": len(prompts),
-        "used": len(used),
-        "empty": empty,
-        "groups": {g: chosen["group"].count(g) for g in names},
-    }
-    return chosen, facts
-
-
-def _texts(table: Table, column: str) -> list[str]:
-    """A column of prompts; RealToxicityPrompts keeps them in the field `text` of a record."""
-    values = [v.get("text") if isinstance(v, Mapping) else v for v in table.column(column)]
-    for i, value in enumerate(values):
-        if value is not None and not isinstance(value, str):
-            raise InputError(
-                f"{table.source}: column '{column}' holds {type(value).__name__} (row {i}), not text; "
-                f"columns: {', '.join(table.columns)}"
-            )
-    return [v or "" for v in values]
-
-
-def _numbers(count: int) -> list[str]:
-    return [f"p{i}" for i in range(count)]
-
-
-def _some(rows: list[int], prompts: Sequence[str], limit: int) -> list[int]:
-    """So many rows by the hash of their prompts, in their order: the same ones whatever the file's order."""
-    from schemas.fingerprint import fingerprint
-
-    return sorted(sorted(rows, key=lambda i: (fingerprint("prompt", prompts[i]), i))[:limit])
-
-
 def _describe(config: ToxicityEvalConfig) -> _Parts:
     subjects = config.subjects()
     remote = [s.model for s in subjects if s.model.startswith("openai:")] + (
@@ -333,21 +259,19 @@ def _open(output: Path) -> EvalFolder:
     return folder
 
 
-def _publish_prompts(folder: EvalFolder, table: Mapping[str, Sequence[str]]) -> None:
-    """Write the prompts once; a file that stands there with the same content is left, so that jobs over it resume."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _check_folder(
+    output: Path, jobs: Sequence[Job], table: Mapping[str, Sequence[str]], *, overwrite: bool
+) -> None:
+    """Refuse, before anything is written, to replace an evaluation with other settings or of other prompts.
 
-    content = pa.table({name: pa.array(values, pa.string()) for name, values in table.items()})
-    path = folder.folder.local(PROMPTS)
-    if path.exists():
-        try:
-            if pq.read_table(path).equals(content):
-                return
-        except (pa.ArrowException, OSError):
-            pass  # torn by a kill: written again
-    with folder.folder.publish(PROMPTS) as temporary:
-        pq.write_table(content, temporary, compression="zstd")
+    Raises:
+        OutputError: It holds one, and was not told to.
+    """
+    for job in jobs:
+        place = Folder(job.output_url)
+        check_owner(place, replace(job, input_url=Folder(str(output)).url), overwrite=overwrite)
+    if not overwrite and (output / RUNS).exists():
+        check_prompts(output, table)
 
 
 def measured(output: Path, subject: Subject) -> tuple[Measured, list[str]]:

@@ -21,6 +21,8 @@ RESULTS, SUCCESS, REPORT = "results.json", "_SUCCESS", "report.html"
 class EvalFolder:
     """A result folder. What was asked of models is kept in it, so running again costs what is new.
 
+    A finished evaluation stays whole until another one has something to write: what is refused before leaves it as it is.
+
     Args:
         url: Where to write.
         kind: `rewrites`, `spans`, `utility`, ...: another kind's folder is refused.
@@ -36,19 +38,27 @@ class EvalFolder:
     ) -> None:
         self.folder = Folder(url, **(options or {}))
         self.kind = kind
+        self._begun = False
         self._check()
-        self.folder.remove(SUCCESS)
         where = f"{self.folder.url.rstrip('/')}/_tamis/cache"
         self.cache = RequestCache(cache) if cache else RequestCache(where, **self.folder.options)
 
+    def begin(self) -> None:
+        """Take the end mark away: from here on the folder is not what it was. The first write does it, if nobody has."""
+        if not self._begun:
+            self.folder.remove(SUCCESS)
+            self._begun = True
+
     def write_table(self, name: str, columns: Mapping[str, Sequence[Any] | pa.Array]) -> None:
         """Write one Parquet file of items."""
+        self.begin()
         table = pa.table({k: v if isinstance(v, pa.Array) else pa.array(v) for k, v in columns.items()})
         with self.folder.publish(name) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a page."""
+        self.begin()
         self.folder.write(name, text.encode("utf-8"))
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +67,7 @@ class EvalFolder:
         Returns:
             What was written: the results, with kind, version and time.
         """
+        self.begin()
         record = {
             "kind": self.kind,
             "tamis_version": importlib.metadata.version("tamis"),

@@ -11,7 +11,7 @@ from models import registry
 from models.protocols import ModelInfo
 from pipelines.eval_toxicity import ToxicityEvalConfig, run
 from pipelines.run import RunSettings
-from schemas.errors import InputError, ModelError, TamisError
+from schemas.errors import InputError, ModelError, OutputError, TamisError
 from tests.models.tiny_lm import save_tiny_lm
 
 QUIET = RunSettings(progress="quiet")
@@ -190,6 +190,35 @@ def test_the_ranker_does_not_judge_unless_told_so(tiny, prompts, tmp_path):
     run(shared.model_copy(update={"allow_shared_judge": True}), QUIET)
     assert "The judge is not independent" in (tmp_path / "out" / "report.html").read_text()
     assert "not independent" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_evaluation_that_is_refused_leaves_the_finished_one_whole(tiny, prompts, tmp_path):
+    out = tmp_path / "out"
+    given = config(tiny, prompts, out, reference="none")
+    run(given, QUIET)
+
+    def state() -> dict[str, bytes]:
+        return {
+            str(p.relative_to(out)): p.read_bytes()
+            for p in out.rglob("*")
+            if p.is_file() and "cache" not in p.parts
+        }
+
+    before = state()
+    other = tmp_path / "others.jsonl"
+    other.write_text('{"prompt": "Whoever asks is"}\n')
+    for changes in (
+        {"prompts": str(other)},
+        {"limit": 3},
+        {"samples": 5},
+        {"prompts": str(other), "samples": 5},
+    ):
+        for dry_run in (False, True):
+            with pytest.raises(OutputError, match="--overwrite"):
+                run(given.model_copy(update=changes), RunSettings(progress="quiet", dry_run=dry_run))
+        assert state() == before
+    again = RunSettings(progress="quiet", overwrite=True)
+    assert run(given.model_copy(update={"prompts": str(other)}), again).figures["tiny"]["all"]["prompts"] == 1
 
 
 def test_a_stopped_evaluation_goes_on_without_sampling_again_what_is_done(

@@ -221,6 +221,19 @@ def test_bad_input_is_one_line(tmp_path, parts, pairs, changes, error, match):
     assert "\n" not in str(caught.value)
 
 
+def test_an_evaluation_that_is_refused_leaves_the_finished_one_whole(tmp_path, parts, pairs):
+    settings = config(tmp_path, parts, inputs=(str(pairs),), systems={"ours": "ours"}, built_in=("copy",))
+    run(settings)
+    for changes in (
+        {"against": "nobody"},
+        {"encoder": str(tmp_path / "nowhere")},
+        {"lexicon": parts["judge"]},
+    ):
+        with pytest.raises((InputError, ModelError)):
+            run(settings.model_copy(update=changes))
+        assert (tmp_path / "eval" / SUCCESS).exists()
+
+
 def test_word_classes_alone_need_no_model(tmp_path, parts, pairs):
     result = run(config(tmp_path, parts, inputs=(str(pairs),), systems={"ours": "ours"}, fluency="ngram"))
     assert result.record["fluency"]["quality"]["auc"] > 0.75 and "word classes" in result.fluency
