@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.metrics.bootstrap import DRAWS, Interval, PairedDifference, ends, mean_interval, paired_difference
 from pipelines.evaluation.folder import EvalFolder
 from pipelines.evaluation.joins import is_output, read_job
-from pipelines.evaluation.tables import Table, read_table
+from pipelines.evaluation.tables import Table, distinct_ids, read_table
 from schemas.errors import InputError
 from transforms.detox.span_f1 import character_f1
 from transforms.evaluation.spans import (
@@ -186,10 +186,16 @@ def _predicted(config: SpansEvalConfig, gold: Table, texts: list[str]) -> list[l
     values = table.column(config.spans_column)
     parsed = [parse_spans(v, f"{config.predicted}, row {i}") for i, v in enumerate(values)]
     if config.id_column is not None:
-        known = {str(k): p for k, p in zip(table.column(config.id_column), parsed, strict=True)}
-        found = [known.get(str(k)) for k in gold.column(config.id_column)]
+        ids = distinct_ids(table.column(config.id_column), config.predicted)
+        known = dict(zip(ids, parsed, strict=True))
+        found = [known.get(k) for k in distinct_ids(gold.column(config.id_column), config.gold)]
     elif config.text_column in table.columns:
-        by_text = dict(zip(table.texts(config.text_column), parsed, strict=True))
+        by_text: dict[str | None, list[ScoredSpan]] = {}
+        for i, (text, spans) in enumerate(zip(table.texts(config.text_column), parsed, strict=True)):
+            if by_text.setdefault(text, spans) != spans:
+                raise InputError(
+                    f"{config.predicted}: the text of row {i} stands there twice, with other spans; pass --id-column"
+                )
         found = [by_text.get(t) for t in texts]
     elif len(table) == len(texts):
         found = list(parsed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.evaluation.tables import Table, read_table
+from pipelines.evaluation.tables import Table, distinct_ids, read_table
 from pipelines.report.output import TEXT_ROWS, Output, read_schema
 from schemas.errors import InputError, OutputError
 from transforms.shards.files import Folder
@@ -41,6 +41,7 @@ class JobRows:
         by_key: (shard, row) -> what is left of it.
         by_id: Row id -> the same.
         rows_in: Rows of its input, by shard, in order.
+        twice: Ids that more than one row has.
     """
 
     url: str
@@ -48,6 +49,7 @@ class JobRows:
     by_key: dict[tuple[str, int], JobRow]
     by_id: dict[str, JobRow]
     rows_in: dict[str, int]
+    twice: frozenset[str] = frozenset()
     options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def align(
@@ -67,7 +69,12 @@ class JobRows:
             InputError: The rows are not the job's.
         """
         if id_column is not None:
-            ids = [str(x) for x in table.column(id_column)]
+            ids = distinct_ids(table.column(id_column), table.source)
+            twice = next((i for i in ids if i in self.twice), None)
+            if twice is not None:
+                raise InputError(
+                    f"{self.url}: id '{twice}' stands there twice; leave --id-column out to join by row"
+                )
             found: list[JobRow | None] = [self.by_id.get(i) for i in ids]
             if not any(found):
                 raise InputError(
@@ -136,17 +143,20 @@ def read_job(url: str, *, attribute: str | None = None, options: Mapping[str, An
     by_key: dict[tuple[str, int], JobRow] = {}
     by_id: dict[str, JobRow] = {}
     rows_in: dict[str, int] = {}
+    twice: set[str] = set()
     for entry in manifest["shards"]:
         shard = str(entry["path"])
         rows_in[shard] = int(entry["rows_in"])
         for row, id_, made in _kept(output, shard, column, attribute, edited.get(shard, set()), entry):
             by_key[shard, row] = made
-            by_id[id_] = made
+            if by_id.setdefault(id_, made) is not made:
+                twice.add(id_)
         for fate in ("dropped", "dead"):
             for row, id_, made in _lost(output, shard, fate, attribute):
                 by_key[shard, row] = made
-                by_id[id_] = made
-    return JobRows(url, manifest, by_key, by_id, rows_in, dict(options or {}))
+                if by_id.setdefault(id_, made) is not made:
+                    twice.add(id_)
+    return JobRows(url, manifest, by_key, by_id, rows_in, frozenset(twice), dict(options or {}))
 
 
 def is_output(url: str, options: Mapping[str, Any] | None = None) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.evaluation.joins import is_output, read_job
-from pipelines.evaluation.tables import Table, read_table, read_tables
+from pipelines.evaluation.tables import Table, distinct_ids, read_table, read_tables
 from pipelines.report.output import Output
 from schemas.errors import InputError
 from transforms.shards.files import Folder
@@ -174,8 +174,9 @@ def _from_file(
     table = read_table(path, options)
     texts = table.texts(column or table.first_of(OUTPUTS, f"the output (--system NAME={path}#COLUMN)"))
     if id_column is not None:
-        known_ids = {str(k): t for k, t in zip(table.column(id_column), texts, strict=True)}
-        found = [known_ids.get(str(k)) for k in pairs.table.column(id_column)]
+        ids = distinct_ids(table.column(id_column), path)
+        known_ids = dict(zip(ids, texts, strict=True))
+        found = [known_ids.get(k) for k in distinct_ids(pairs.table.column(id_column), pairs.table.source)]
         if all(t is None for t in found):
             raise InputError(f"{path}: none of its ids in column '{id_column}' is in {pairs.table.source}")
         return found

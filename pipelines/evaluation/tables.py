@@ -6,18 +6,16 @@ how the output of a job is joined with its input.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
+from models.training.shards import ShardListing, ShardReader, list_shards
 from schemas.errors import InputError
-from transforms.shards.files import Folder
 from transforms.shards.inputs import list_input
-
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,12 @@ def read_table(source: str, options: Mapping[str, Any] | None = None) -> Table:
     Raises:
         InputError: Nothing there, or not readable.
     """
-    suffix = PurePosixPath(source).suffix.lower()
-    if suffix in _SEPARATORS:
-        return _read_separated(source, _SEPARATORS[suffix], dict(options or {}))
     from pipelines.report.output import read_batches
 
-    listing = list_input(source, dict(options or {}))
+    given = dict(options or {})
+    if separated := _separated(source, given):
+        return _read_separated(source, separated)
+    listing = list_input(source, given)
     columns: dict[str, list[Any]] = {}
     keys: list[tuple[str, int]] = []
     for shard in listing.shards:
@@ -138,17 +136,42 @@ def _append(columns: dict[str, list[Any]], batch: pa.RecordBatch, done: int) -> 
         have += batch.column(index).to_pylist() if index >= 0 else [None] * batch.num_rows
 
 
-def _read_separated(source: str, separator: str, options: dict[str, Any]) -> Table:
-    import polars as pl
-
-    parent, _, name = source.rpartition("/")
-    folder = Folder(parent or ("/" if source.startswith("/") else "."), **options)
-    if not folder.exists(name):
-        raise InputError(f"no such input: {source}")
+def _separated(source: str, options: dict[str, Any]) -> ShardListing | None:
+    """The CSV and TSV files of a source; None where it holds shards, or nothing."""
     try:
-        # Everything as text: a column of offsets or of numbers is read by whoever asks for it.
-        frame = pl.read_csv(folder.read(name), separator=separator, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{source}: cannot be read ({' '.join(str(error).split())[:200]})") from error
-    columns = {str(c): frame.get_column(c).to_list() for c in frame.columns}
-    return Table(source, columns, [(name, i) for i in range(frame.height)], [name])
+        listing = list_shards(source, allow_poisoned=True, options=options)
+    except (InputError, OSError, ValueError):
+        return None  # an output, a hub id, or nothing: for the reader of shards to say
+    return listing if all(shard.format == "csv" for shard in listing.shards) else None
+
+
+def _read_separated(source: str, listing: ShardListing) -> Table:
+    """Everything as text: a column of offsets or of numbers is read by whoever asks for it. An empty field is null."""
+    reader = ShardReader(listing)
+    columns: dict[str, list[Any]] = {}
+    keys: list[tuple[str, int]] = []
+    for number, shard in enumerate(listing.shards):
+        first = len(keys)
+        for batch in reader.read_shard(number):
+            _append(columns, batch, len(keys))
+            keys += [(shard.name, len(keys) - first + i) for i in range(batch.num_rows)]
+    if not columns:
+        raise InputError(f"{source}: there is not one row in it")
+    cells = {name: [None if value == "" else value for value in values] for name, values in columns.items()}
+    return Table(source, cells, keys, [shard.name for shard in listing.shards])
+
+
+def distinct_ids(values: Sequence[Any], where: str) -> list[str]:
+    """Ids as text, to join by.
+
+    Raises:
+        InputError: A row has none, or two rows have the same.
+    """
+    missing = sum(value is None or value == "" for value in values)
+    if missing:
+        raise InputError(f"{where}: {missing:,} of {len(values):,} rows have no id; pass another --id-column")
+    ids = [str(value) for value in values]
+    if len(set(ids)) < len(ids):
+        twice, times = Counter(ids).most_common(1)[0]
+        raise InputError(f"{where}: id '{twice}' stands there {times} times; pass another --id-column")
+    return ids

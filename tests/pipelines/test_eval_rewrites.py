@@ -234,6 +234,19 @@ def test_an_evaluation_that_is_refused_leaves_the_finished_one_whole(tmp_path, p
         assert (tmp_path / "eval" / SUCCESS).exists()
 
 
+@pytest.mark.parametrize("place", ["pairs", "other"])
+@pytest.mark.parametrize("ids", [["a", "a", "c", "d", "e"], ["a", None, "c", "d", "e"]])
+def test_rows_are_not_joined_by_ids_that_are_not_theirs_alone(tmp_path, parts, pairs, place, ids):
+    table = pq.read_table(pairs)
+    other = tmp_path / "other.parquet"
+    pq.write_table(table, other)
+    spoilt = pairs if place == "pairs" else other
+    pq.write_table(table.set_column(0, "id", pa.array(ids, pa.string())), spoilt)
+    settings = config(tmp_path, parts, inputs=(str(pairs),), systems={"x": f"{other}#ours"}, id_column="id")
+    with pytest.raises(InputError, match=rf"{spoilt.name}: .*--id-column"):
+        run(settings)
+
+
 def test_word_classes_alone_need_no_model(tmp_path, parts, pairs):
     result = run(config(tmp_path, parts, inputs=(str(pairs),), systems={"ours": "ours"}, fluency="ngram"))
     assert result.record["fluency"]["quality"]["auc"] > 0.75 and "word classes" in result.fluency
