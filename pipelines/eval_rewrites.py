@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.metrics.bootstrap import DRAWS, Interval, PairedDifference, ends
+from models.metrics.bootstrap import DRAWS, Interval, PairedDifference
 from models.protocols import Encoder, ModelInfo, ToxicityScorer
 from models.scorers.judging import Verdict
 from pipelines.evaluation.fluency import Fluency, load_fluency
@@ -23,6 +23,7 @@ from pipelines.evaluation.pairs import (
     system_texts,
 )
 from pipelines.evaluation.progress import counting
+from pipelines.evaluation.rewrites_terminal import print_result
 from schemas.errors import InputError
 from transforms.detox.checks import normal_form
 from transforms.evaluation.facts import count_facts
@@ -37,6 +38,8 @@ from transforms.evaluation.rewrites import (
 )
 from transforms.evaluation.systems import BUILT_IN, DROP_FROM, delete_words, drop_sentences, mask_words
 from transforms.requests import score_cached, similarity_cached
+
+__all__ = ["RewritesEvalConfig", "RewritesResult", "print_result", "run"]
 
 HUMAN = "human"
 NONTOXIC_BELOW = 0.5
@@ -180,6 +183,9 @@ def run(config: RewritesEvalConfig) -> RewritesResult:
                 else overlap(outputs, pairs.references, seed=config.seed, draws=config.draws)
             )
             measures[name] = _measure(pairs.sources, outputs, spans, scorers, out, overlaps[name], tell)
+        if name == HUMAN:  # a row nobody rewrote says nothing of people's rewrites
+            given = np.array([bool(r) for r in pairs.references])
+            measures[name] = replace(measures[name], given=given)
     how = {"seed": config.seed, "draws": config.draws}
     result = RewritesResult(
         config.output,
@@ -305,11 +311,11 @@ def _columns(
     """One row a (system, source)."""
     columns: dict[str, Any] = {"system": [], "row": [], "source": [], "output": []}
     arrays: dict[str, list[np.ndarray]] = {}
-    for name, m in measures.items():
-        columns["system"] += [name] * len(pairs.sources)
-        columns["row"] += pairs.rows
-        columns["source"] += pairs.sources
-        columns["output"] += texts[name]
+    for name, whole in measures.items():
+        rows, m = np.flatnonzero(whole.rows), whole.only(whole.rows)
+        columns["system"] += [name] * len(rows)
+        for key, values in (("row", pairs.rows), ("source", pairs.sources), ("output", texts[name])):
+            columns[key] += [values[i] for i in rows]
         chrf = m.chrf if m.chrf is not None else np.full(len(m.sta), np.nan)
         for key, values in {
             "toxicity": m.toxicity, "sta": m.sta, "sim": m.sim, "acceptability": m.acceptability, "fl": m.fl,
@@ -358,6 +364,7 @@ def _record(
                 "empty": x.empty,
                 "copied": x.copied,
                 "without_output": result.missing.get(name, 0),
+                "rows": x.metrics["J"].n,
             }
             for name, x in result.systems.items()
         },
@@ -366,52 +373,3 @@ def _record(
             for name, by in result.changes.items()
         },
     }
-
-
-def print_result(result: RewritesResult) -> None:
-    """Say what came of it."""
-    from rich.table import Table
-
-    from pipelines.evaluation.progress import wide_console
-
-    console = wide_console()
-    table = Table(title=f"{result.rows:,} sentences", title_justify="left", box=None)
-    has_overlap = any(x.chrf for x in result.systems.values())
-    for heading in (
-        "system",
-        "J",
-        "95 %",
-        "STA",
-        "SIM",
-        "FL",
-        *(("chrF", "BLEU") if has_overlap else ()),
-        "ΔJ",
-        "p",
-    ):
-        table.add_column(heading, justify="left" if heading == "system" else "right", no_wrap=True)
-    for name in result.ranked():
-        x = result.systems[name]
-        j, change = x.metrics["J"], result.changes.get(name)
-        cells = [
-            name,
-            f"{j.mean:.3f}",
-            ends(j.as_dict(), between="-"),
-            *(f"{x.metrics[k].mean:.3f}" for k in METRICS[1:]),
-        ]
-        if has_overlap:
-            cells += [
-                "–" if x.chrf is None else f"{x.chrf.mean:.1f}",
-                "–" if x.bleu is None else f"{x.bleu.mean:.1f}",
-            ]
-        cells += [f"{change['J'].difference.mean:+.3f}", f"{change['J'].p_value:.3f}"] if change else ["", ""]
-        table.add_row(*cells)
-    console.print(table)
-    console.print(f"ΔJ: against {result.against}, paired bootstrap. {result.fluency}", soft_wrap=True)
-    for name, n in result.missing.items():
-        if n:
-            console.print(f"{name} has no text for {n:,} rows; they count as empty")
-    for name, reason in result.left_out.items():
-        console.print(f"{name} is left out: {reason}", soft_wrap=True)
-    if result.note:
-        console.print(result.note, soft_wrap=True)
-    console.print(f"report: {result.output}/report.html", soft_wrap=True)

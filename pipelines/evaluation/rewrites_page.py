@@ -97,7 +97,7 @@ def _table(result: RewritesResult, record: Mapping[str, Any], order: Sequence[st
     for name in order:
         x = result.systems[name]
         cells = [
-            name,
+            _label(result, name),
             *(_figure(x.metrics[m]) for m in METRICS),
             f"{x.geometric.mean:.3f}",
             f"{x.toxicity.mean:.3f}",
@@ -113,7 +113,7 @@ def _table(result: RewritesResult, record: Mapping[str, Any], order: Sequence[st
             by = result.changes[name]
             adjusted = record["changes"][name]["J_p_value_holm"]
             deltas = [_signed(by[m].difference) + (" *" if by[m].p_value < 0.05 else "") for m in METRICS]
-            pairs.append([name, *deltas, f"{by['J'].p_value:.4f}", f"{adjusted:.4f}"])
+            pairs.append([_label(result, name), *deltas, f"{by['J'].p_value:.4f}", f"{adjusted:.4f}"])
     head = ["system", *METRICS, "geometric", "toxicity", *(["chrF", "BLEU"] if overlap else [])]
     note = (
         "Intervals (95 %) by bootstrap over sentences. Geometric: cube root of mean STA x mean SIM x mean FL, as earlier "
@@ -145,6 +145,7 @@ def _examples(
     for name in dict.fromkeys([focus, shown[0]]):
         joint = result.measures[name].joint
         by_joint = np.lexsort((np.arange(len(joint)), joint))
+        by_joint = by_joint[result.measures[name].rows[by_joint]]
         for title, chosen in (
             (f"{name}: worst by J", by_joint[:examples]),
             (f"{name}: best by J", by_joint[::-1][:examples]),
@@ -172,10 +173,16 @@ def _text(
     ]
     more = [("source", _cut(pairs.sources[i]))]
     for other in order:
-        if other not in (name, "copy"):
-            x = result.measures[other]
+        x = result.measures[other]
+        if other not in (name, "copy") and x.rows[i]:
             more.append((f"{other} (J {x.joint[i]:.2f})", _cut(texts[other][i]) or "(nothing)"))
     return Text(meta, word_diff(_cut(pairs.sources[i]), _cut(texts[name][i])), more)
+
+
+def _label(result: RewritesResult, name: str) -> str:
+    """A system's name, with the number of sentences it was measured on where that is not all of them."""
+    n = result.systems[name].metrics["J"].n
+    return name if n == result.rows else f"{name} ({n:,} sentences)"
 
 
 def _cut(text: str) -> str:

@@ -72,7 +72,7 @@ def test_columns_and_built_in_systems_side_by_side(tmp_path, parts, pairs):
     )
     assert record["judging"]["shared"] == [] and record["models"]["judge"]["name"] == parts["judge"]
     sentences = pq.read_table(out / "sentences.parquet").to_pylist()
-    assert len(sentences) == 6 * 5
+    assert len(sentences) == 5 * 5 + 3
     for row in sentences:
         assert row["j"] == pytest.approx(row["sta"] * row["sim"] * row["fl"]) and 0 <= row["sim"] <= 1
     dropped = {r["row"]: r["output"] for r in sentences if r["system"] == "sentence-drop"}
@@ -245,6 +245,31 @@ def test_rows_are_not_joined_by_ids_that_are_not_theirs_alone(tmp_path, parts, p
     settings = config(tmp_path, parts, inputs=(str(pairs),), systems={"x": f"{other}#ours"}, id_column="id")
     with pytest.raises(InputError, match=rf"{spoilt.name}: .*--id-column"):
         run(settings)
+
+
+def test_people_are_measured_where_they_wrote_something(tmp_path, parts, pairs):
+    """Two of the five rows have no reference: these say nothing of people, and count in no comparison with them."""
+    result = run(config(tmp_path, parts, inputs=(str(pairs),), systems={"ours": "ours"}, built_in=("copy",)))
+    table = pq.read_table(pairs)
+    kept = [i for i, text in enumerate(table.column("neutral1").to_pylist()) if text]
+    assert len(kept) == 3
+    few = tmp_path / "few.parquet"
+    pq.write_table(table.take(kept), few)
+    alone = run(
+        config(tmp_path / "alone", parts, inputs=(str(few),), systems={"ours": "ours"}, built_in=("copy",))
+    )
+    assert result.systems["human"] == alone.systems["human"]
+    assert result.changes["human"] == alone.changes["human"]
+    assert result.systems["ours"].metrics["J"].n == 5 and result.record["systems"]["human"]["rows"] == 3
+    assert "human (3 sentences)" in (tmp_path / "eval" / "report.html").read_text()
+    sentences = pq.read_table(tmp_path / "eval" / "sentences.parquet").to_pylist()
+    assert [r["row"] for r in sentences if r["system"] == "human"] == kept
+    assert (
+        "human"
+        in run(
+            config(tmp_path / "c", parts, inputs=(str(pairs),), systems={"ours": "ours"}, against="human")
+        ).systems
+    )
 
 
 def test_word_classes_alone_need_no_model(tmp_path, parts, pairs):

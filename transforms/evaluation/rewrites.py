@@ -10,7 +10,7 @@ being harmless in one sentence and fluent in another
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,8 @@ class Measures:
         copied: Whether the output is the source but for case, spaces and Unicode form.
         whole: Whether every number, name, address and negation outside listed words is still there, and none is new.
         chrf: Against references, in [0, 100]; NaN where there is none. None without references.
+        given: Rows the system is measured on (people's rewrites: those that have one); the others count in nothing.
+            None = all.
     """
 
     toxicity: Array
@@ -56,6 +58,17 @@ class Measures:
     copied: npt.NDArray[np.bool_]
     whole: npt.NDArray[np.bool_]
     chrf: Array | None = None
+    given: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def rows(self) -> npt.NDArray[np.bool_]:
+        """Which of the n rows count."""
+        return np.ones(len(self.sta), bool) if self.given is None else self.given
+
+    def only(self, rows: npt.NDArray[np.bool_]) -> Measures:
+        """The same of some rows alone."""
+        taken = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("chrf", "given")}
+        return Measures(**taken, chrf=None if self.chrf is None else self.chrf[rows])
 
     @property
     def joint(self) -> Array:
@@ -103,6 +116,7 @@ def system_figures(
         seed: Of the bootstrap.
         draws: How many resamples.
     """
+    m = m.only(m.rows)
     metrics = {name: mean_interval(m.metric(name), seed, draws) for name in ("J", "SIM")}
     metrics |= {name: share_interval(m.metric(name), seed, draws) for name in ("STA", "FL")}
     chrf = None
@@ -136,14 +150,19 @@ def compare_systems(
     """Each other system against one, metric by metric, sentences drawn in pairs.
 
     Returns:
-        System -> metric -> its mean minus that of `against`.
+        System -> metric -> its mean minus that of `against`, over the rows both are measured on; a system that has none
+        of these in common is left out.
     """
     base = measures[against]
-    return {
-        name: {k: paired_difference(m.metric(k), base.metric(k), seed=seed, draws=draws) for k in METRICS}
-        for name, m in measures.items()
-        if name != against
-    }
+    found: dict[str, dict[str, PairedDifference]] = {}
+    for name, m in measures.items():
+        common = m.rows & base.rows
+        if name != against and common.any():
+            a, b = m.only(common), base.only(common)
+            found[name] = {
+                k: paired_difference(a.metric(k), b.metric(k), seed=seed, draws=draws) for k in METRICS
+            }
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
