@@ -112,16 +112,13 @@ def compare(
         str, typer.Option(help="Arms worked on first.", rich_help_panel=_TRAIN)
     ] = "raw,drop-documents,logratio,prompt_only",
     prompts: Annotated[str | None, typer.Option(help="Prompts, one a row.", rich_help_panel=_EVAL)] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option(help="Their column; default prompt or text.", rich_help_panel=_EVAL)
-    ] = None,
     held_out: Annotated[
         str | None,
         typer.Option(help="Toxic rows no arm is trained on, to make prompts of.", rich_help_panel=_EVAL),
     ] = None,
     held_out_column: Annotated[str, typer.Option(help="Their column.", rich_help_panel=_EVAL)] = "text",
     group_column: Annotated[
-        str | None, typer.Option(help="Column of either with groups.", rich_help_panel=_EVAL)
+        str | None, typer.Option(help="Column with groups.", rich_help_panel=_EVAL)
     ] = None,
     make_prompts: Annotated[int, typer.Option(help="Prompts to make.", min=1, rich_help_panel=_EVAL)] = 200,
     prompt_words: Annotated[int, typer.Option(help="Words of each.", min=1, rich_help_panel=_EVAL)] = 8,
@@ -200,7 +197,7 @@ def compare(
             "max_length": max_length, "precision": precision,
         },
         "seeds": numbers(seeds), "other_seeds": None if other_seeds is None else numbers(other_seeds),
-        "main": names(main), "prompts": prompts, "prompt_column": prompt_column, "held_out": held_out, "held_out_column": held_out_column,
+        "main": names(main), "prompts": prompts, "held_out": held_out, "held_out_column": held_out_column,
         "group_column": group_column, "make_prompts": make_prompts, "prompt_words": prompt_words, "judge": judge,
         "judge_options": pairs(judge_option), "allow_shared_judge": allow_shared_judge, "samples": samples,
         "new_tokens": new_tokens, "reference": reference, "neutral": neutral, "neutral_column": neutral_column,

@@ -13,9 +13,8 @@ from schemas.errors import TamisError
 # Where and how fast a comparison runs, not what comes out of it.
 RUNNING = ("workers", "device", "stages", "only", "dry_run", "overwrite", "quiet", "keep_models", "command")
 
-
-# No dot or underscore first: such folders are passed over where shards are looked for.
-_NAME = re.compile(r"[^\W_][\w.-]*")
+# What is a file name, and a label of `tamis eval toxicity`; hidden names and those with `_` are passed over as input.
+_NAME = re.compile(r"(?![._])[\w.-]+")
 
 
 class Training(BaseModel):
@@ -93,17 +92,14 @@ class CompareConfig(BaseModel):
     train: Training = Field(default_factory=Training)
     seeds: tuple[int, ...] = Field((0, 1), min_length=1, description="Training seeds of the main arms.")
     other_seeds: tuple[int, ...] | None = Field(
-        None, description="Training seeds of the other arms; default the same."
+        None, min_length=1, description="Training seeds of the other arms; default the same."
     )
     main: tuple[str, ...] = Field(arms.MAIN, description="Arms worked on first.")
 
     prompts: str | None = Field(None, description="Prompts, one a row.")
-    prompt_column: str | None = Field(None, description="Their column; default: prompt or text.")
     held_out: str | None = Field(None, description="Toxic rows kept out of training, to make prompts of.")
     held_out_column: str = Field("text", description="Their column of text.")
-    group_column: str | None = Field(
-        None, description="Column of the prompts, or of these rows, that names a group."
-    )
+    group_column: str | None = Field(None, description="Their column that names a group.")
     make_prompts: int = Field(200, ge=1, description="Prompts to make of them.")
     prompt_words: int = Field(8, ge=1, description="Words of a prompt.")
     judge: str = Field("", description="Scorer that judges the models; never the ranker.")
@@ -137,7 +133,7 @@ class CompareConfig(BaseModel):
     )
     device: str = Field("auto", description="auto, cpu, cuda.")
     stages: tuple[str, ...] = Field(
-        (), description="Kinds of stages to run: prompts, toxic, corpus, train, toxicity, utility."
+        (), description="Kinds of stages to run: prompts, toxic, corpus, facts, train, toxicity, utility."
     )
     only: tuple[str, ...] = Field((), description="Arms to work on.")
     keep_models: bool = Field(
@@ -150,45 +146,36 @@ class CompareConfig(BaseModel):
 
     @field_validator("seeds", "other_seeds")
     @classmethod
-    def _seeds_differ(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if seeds is not None and len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is named twice")
+    def _are_seeds(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if seeds is not None and len(set(seeds)) != len(seeds):
+            raise ValueError("a seed twice is no evidence more")
+        if seeds is not None and min(seeds) < 0:
+            raise ValueError("a seed is 0 or more")
         return seeds
-
-    def check_names(self) -> None:
-        """Refuse arms that other settings name and that are not there.
-
-        Raises:
-            TamisError: One is not.
-        """
-        known = self.arm_names()
-        # What the main arms and the baseline are by default need not be made.
-        named = {"focus": {self.focus or known[0]}, "baseline": {self.baseline} - {*arms.NAMES}}
-        named["main"] = {*self.main} - {*arms.NAMES}
-        for setting, wanted in named.items():
-            unknown = sorted(wanted - {*known})
-            if unknown:
-                raise TamisError(
-                    f"--{setting} {unknown[0]}: there is no such arm; there are {', '.join(known)}"
-                )
 
     def arm_names(self) -> tuple[str, ...]:
         """All arms, in the order they are worked on: the main ones, then the given, then the rest.
 
         Raises:
-            TamisError: An arm does not exist, is named twice, or has a name that is no file name.
+            TamisError: An arm does not exist, has a name that cannot be one, or has a recipe though it is not made here.
         """
         made = [
             n for n in arms.expand([m for m in self.make if m not in self.recipes]) if n not in self.given
         ]
         made = list(dict.fromkeys([arms.RAW, *made, *(n for n in self.recipes if n not in self.given)]))
-        bad = [n for n in (*self.given, *made) if not _NAME.fullmatch(n)]
-        if bad:  # it becomes a folder, and a label on the pages
-            raise TamisError(f"'{bad[0]}' is no name for an arm; use letters, digits, -, _ and .")
-        for option, named in (("--arm NAME=...", self.given), ("--recipe NAME:...", self.recipes)):
-            taken = [n for n in (arms.RAW, arms.BASE) if n in named]
-            if taken:
-                raise TamisError(f"{option}: the name {taken[0]} means something else; choose another")
+        for name in (*self.given, *made):
+            if not _NAME.fullmatch(name):
+                raise TamisError(
+                    f"{name!r} is no name for an arm; use letters, digits, -, _ and . (not first)"
+                    + (f": --arm NAME={self.given[name]}" if name in self.given else "")
+                )
+        unmade = [n for n in self.recipes if n in self.given or n in (arms.RAW, arms.BASE)]
+        if unmade:
+            why = "was made before" if unmade[0] in self.given else "is not made by a recipe"
+            raise TamisError(f"--recipe {unmade[0]}:...: this arm {why}; choose another name")
+        taken = [n for n in (arms.RAW, arms.BASE) if n in self.given]
+        if taken:
+            raise TamisError(f"--arm {taken[0]}=...: this name means something else; choose another")
         first = [n for n in self.main if n in made or n in self.given]
         return tuple(dict.fromkeys([*first, *self.given, *made]))
 

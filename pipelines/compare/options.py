@@ -54,25 +54,6 @@ def numbers(text: str) -> list[int]:
         raise TamisError(f"seeds are whole numbers separated by commas, not '{text}'") from error
 
 
-def given_arms(corpora: Sequence[str] | None, named: Sequence[str] | None) -> dict[str, str]:
-    """Arms made before: folders by their own names, and `NAME=FOLDER`.
-
-    Raises:
-        TamisError: Two have one name.
-    """
-    items = [(Path(corpus).name, corpus) for corpus in corpora or []]
-    for item in named or []:
-        items += [(name, str(place)) for name, place in pairs([item], values=False).items()]
-    found: dict[str, str] = {}
-    for name, place in items:
-        if name in found:
-            raise TamisError(
-                f"{found[name]} and {place} would both be the arm '{name}'; name them apart: --arm NAME=FOLDER"
-            )
-        found[name] = place
-    return found
-
-
 def pairs(items: Sequence[str] | None, *, values: bool = True) -> dict[str, Any]:
     """`KEY=VALUE` items; with `values`, one that reads as JSON is taken as such.
 
@@ -85,6 +66,24 @@ def pairs(items: Sequence[str] | None, *, values: bool = True) -> dict[str, Any]
         if not sign or not key or not value:
             raise TamisError(f"'{item}' is not NAME=VALUE")
         found[key] = _value(value) if values else value
+    return found
+
+
+def given_arms(folders: Sequence[str] | None, named: Sequence[str] | None) -> dict[str, str]:
+    """Arms made before, by name: folders, which bear their own, and `NAME=FOLDER` items.
+
+    Raises:
+        TamisError: An item is not a pair, or two arms have one name.
+    """
+    listed = [(Path(f).name, f) for f in folders or []]
+    listed += [pair for item in named or [] for pair in pairs([item], values=False).items()]
+    found: dict[str, str] = {}
+    for name, folder in listed:
+        if name in found:
+            raise TamisError(
+                f"two arms are named '{name}' ({found[name]} and {folder}); name them with --arm NAME=FOLDER"
+            )
+        found[name] = folder
     return found
 
 

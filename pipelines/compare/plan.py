@@ -1,7 +1,8 @@
 """The stages of a comparison: what depends on what, in which order, under which key, at what cost.
 
 A stage's key is a hash of its settings and of the keys of what it builds on, down to the bytes of the corpora and the
-revisions of the models. A stage whose receipt bears its key is done, whatever else has changed.
+revisions of the models. A stage whose receipt bears its key is done, whatever else has changed; so is one that bears the
+key an earlier tamis gave the same work.
 
     OUT/compare.json            the settings
     OUT/stages/NAME.json        receipts
@@ -48,13 +49,13 @@ class Stage:
         name: `KIND[-ARM[-SEED]]`.
         kind: One of `KINDS`.
         key: Hash of all that decides its result.
-        also: Keys that earlier versions gave the same stage; what bears one of them need not be done again.
         needs: Names of the stages it builds on.
         arm: Whose it is; empty for shared ones.
         seed: Training seed, where there is one.
         rank: The lower, the sooner.
         tokens: What it will train on, write or read, about; 0 = next to nothing.
         pace: Key in `RATES`.
+        former: The key an earlier tamis gave the same work; empty where it is the same one.
     """
 
     name: str
@@ -66,11 +67,11 @@ class Stage:
     rank: tuple[int, ...] = (0,)
     tokens: int = 0
     pace: str = ""
-    also: tuple[str, ...] = ()
+    former: str = ""
 
-    def is_key(self, key: str | None) -> bool:
-        """Whether what bears a key is this stage's."""
-        return key == self.key or key in self.also
+    def bears(self, key: str | None) -> bool:
+        """Whether a key, as a receipt holds it, stands for this work."""
+        return bool(key) and key in (self.key, self.former)
 
     @property
     def folder(self) -> str:
@@ -92,11 +93,10 @@ class Facts:
     """What planning found out about the inputs and the models.
 
     Attributes:
-        corpora: Fingerprint of each input by its role (`raw`, `given:NAME`, `held_out`, `prompts`, `neutral`, `toxic`), and of
-            the prompts made of the held-out rows (`made`).
-        revisions: Revision of each model by its role: `judge`, `base`, `reference`, and of the models of the arms
-            `scorer:ARM`, `rewriter:ARM` and `toxic` (what the toxic model is trained from). `scorer` and `rewriter`, those of
-            all arms together, stood in the key of every arm once.
+        corpora: Fingerprint of each input by its role (`raw`, `given:NAME`, `held_out`, `prompts`, `neutral`, `toxic`), and
+            of the prompts made (`made_prompts`).
+        revisions: Tag of each model by its role (`judge`, `base`, `reference`; `scorer:ARM` and `rewriter:ARM` are an arm's
+            own, `rewriter:` is the one all arms share, `scorer` and `rewriter` are those of all arms).
         rows: Rows of the raw corpus.
         characters: Characters of its text.
         prompts: Number of prompts.
@@ -160,21 +160,23 @@ class _Builder:
 
     def _prompts(self) -> None:
         c, f = self.config, self.facts
+        former: dict[str, Any] | None = None
         if c.prompts is not None:
             parts: dict[str, Any] = {"file": f.corpora["prompts"]}
-            columns = {"prompt": c.prompt_column, "group": c.group_column}
-            parts |= {role: column for role, column in columns.items() if column is not None}
-            self._add("prompts", parts, rank=(-1,))
+            # It came later: prompts without groups are those they were.
+            parts |= {"group": c.group_column} if c.group_column is not None else {}
         else:
-            # What they are is what counts: another corpus seldom changes them.
-            before = {
+            whole = {r: k for r, k in f.corpora.items() if r == "raw" or r.startswith("given:")}
+            parts = {
                 "held_out": f.corpora["held_out"],
                 "columns": [c.held_out_column, c.group_column],
                 "count": c.make_prompts,
                 "words": c.prompt_words,
-                "corpora": {r: k for r, k in f.corpora.items() if r == "raw" or r.startswith("given:")},
+                "made": f.corpora["made_prompts"],
             }
-            self._add("prompts", {"made": f.corpora["made"]}, rank=(-1,), before=before)
+            # A corpus more changes them only if a prompt's row stands in it; once each was part of the key.
+            former = {k: v for k, v in parts.items() if k != "made"} | {"corpora": whole}
+        self._add("prompts", parts, former=former, rank=(-1,))
 
     def _toxic(self) -> None:
         c, f = self.config, self.facts
@@ -182,15 +184,17 @@ class _Builder:
             return
         parts = {
             "data": f.corpora["toxic"],
-            "base": f.revisions["toxic"],
+            "base": f.revisions["rewriter:"],
             "text_column": c.text_column,
             # A setting that came later counts only where it is used: what was trained before it is found again.
             "settings": c.toxic.model_dump(
                 exclude={"data", "adapter", *(() if c.toxic.layers else ("layers",))}
             ),
         }
-        before = {**parts, "base": f.revisions.get("rewriter")}
-        self._add("toxic", parts, tokens=c.toxic.tokens, pace="toxic", before=before)
+        # The rewriters of all arms once stood here: that was this work only if its own was among them.
+        all_arms = f.revisions.get("rewriter", "")
+        former = {**parts, "base": all_arms} if parts["base"] in all_arms.split(", ") else None
+        self._add("toxic", parts, former=former, tokens=c.toxic.tokens, pace="toxic")
 
     def _needs_toxic(self, arm: str) -> bool:
         c = self.config
@@ -199,7 +203,7 @@ class _Builder:
     def _corpus(self, arm: str, rank: tuple[int, ...]) -> None:
         c, f = self.config, self.facts
         parts: dict[str, Any] = {"text_column": c.text_column, "raw": f.corpora["raw"]}
-        before: dict[str, Any] = {}
+        former: dict[str, Any] = {}
         needs: tuple[str, ...] = ()
         tokens, pace = 0, ""
         if arm in c.given:
@@ -207,9 +211,10 @@ class _Builder:
         elif arm != arms.RAW:
             recipe = c.arm_recipe(arm)
             parts["recipe"] = recipe
-            own = {k: f.revisions.get(f"{k}:{arm}") for k in ("scorer", "rewriter")}
-            parts["revisions"] = {k: v for k, v in own.items() if v}
-            before["revisions"] = {k: v for k, v in f.revisions.items() if k in own}
+            # Its own models alone: those of another arm decide nothing here. They once were part of the key.
+            roles = ("scorer", "rewriter")
+            parts["revisions"] = {r: tag for r in roles if (tag := f.revisions.get(f"{r}:{arm}"))}
+            former["revisions"] = {r: f.revisions[r] for r in roles if r in f.revisions}
             tokens, pace = self._decoding(recipe)
             if self._needs_toxic(arm):
                 if c.toxic.adapter is None:
@@ -217,7 +222,7 @@ class _Builder:
                 else:
                     parts["toxic"] = f.corpora["toxic_adapter"]
         self._add(
-            "corpus", parts, needs=needs, arm=arm, rank=(*rank, 0), tokens=tokens, pace=pace, before={**parts, **before}
+            "corpus", parts, former={**parts, **former}, needs=needs, arm=arm, rank=(*rank, 0), tokens=tokens, pace=pace
         )  # fmt: skip
         parts = {"judge": f.revisions["judge"], "options": c.judge_options, "base": f.revisions["base"]}
         self._add("facts", parts, needs=("prompts", f"corpus-{arm}"), arm=arm, rank=(*rank, 4))
@@ -270,34 +275,36 @@ class _Builder:
             )  # fmt: skip
 
     def _add(
-        self, kind: str, parts: Mapping[str, Any], *, needs: tuple[str, ...] = (), arm: str = "",
-        seed: int | None = None, rank: tuple[int, ...] = (0,), tokens: int = 0, pace: str = "",
-        before: Mapping[str, Any] | None = None,
+        self, kind: str, parts: Mapping[str, Any], *, former: Mapping[str, Any] | None = None,
+        needs: tuple[str, ...] = (), arm: str = "", seed: int | None = None, rank: tuple[int, ...] = (0,),
+        tokens: int = 0, pace: str = "",
     ) -> None:  # fmt: skip
-        """Add a stage; `before` is what its key was made of in earlier versions, where that was something else."""
         name = "-".join([kind, *([arm] if arm else []), *([str(seed)] if seed is not None else [])])
         below = [s for s in self.stages if s.name in needs]
-
-        def hashed(made_of: Mapping[str, Any], keys: dict[str, str]) -> str:
-            return config_hash({"kind": kind, "parts": dict(made_of), "needs": keys})
-
-        key = hashed(parts, {s.name: s.key for s in below})
-        # One earlier way of making keys, all the way down.
-        earlier = hashed(parts if before is None else before, {s.name: (*s.also, s.key)[0] for s in below})
-        also = (earlier,) if earlier != key else ()
-        self.stages.append(Stage(name, kind, key, needs, arm, seed, rank, tokens, pace, also))
+        key = config_hash({"kind": kind, "parts": dict(parts), "needs": {s.name: s.key for s in below}})
+        # What was done under former keys was done on top of such: they are made of each other all the way down.
+        old = {s.name: s.former or s.key for s in below}
+        before = config_hash({"kind": kind, "parts": dict(parts if former is None else former), "needs": old})
+        self.stages.append(
+            Stage(name, kind, key, needs, arm, seed, rank, tokens, pace, before if before != key else "")
+        )
 
 
 def wanted(stages: Sequence[Stage], config: CompareConfig) -> list[Stage]:
     """The stages `--stages` and `--arms` ask for, with all they build on.
 
     Raises:
-        TamisError: There is no such kind of stage.
+        TamisError: There is no such kind of stage, or none of it here.
     """
     kinds = config.stages or KINDS
     unknown = [k for k in kinds if k not in KINDS]
     if unknown:
         raise TamisError(f"--stages {unknown[0]}: there are {', '.join(KINDS)}")
+    none = [k for k in config.stages if not any(s.kind == k for s in stages)]
+    if none:
+        why = " (pass --neutral FILE)" if none[0] == "utility" else ""
+        there = ", ".join(k for k in KINDS if any(s.kind == k for s in stages))
+        raise TamisError(f"--stages {none[0]}: this comparison has none{why}; there are {there}")
     by_name = {s.name: s for s in stages}
     chosen: set[str] = set()
     # What is shared comes with what needs it, or when it is asked for by name.
@@ -311,6 +318,10 @@ def wanted(stages: Sequence[Stage], config: CompareConfig) -> list[Stage]:
         if name not in chosen:
             chosen.add(name)
             rest += by_name[name].needs
+    if not chosen:
+        raise TamisError(
+            f"--arms {','.join(config.only)}: no stage of {','.join(kinds)} is theirs; ask for other --stages"
+        )
     return [s for s in stages if s.name in chosen]
 
 

@@ -37,6 +37,28 @@ def content_hash(text: str) -> str:
     return fingerprint("content", " ".join(text.casefold().split()))
 
 
+def find_prompts(config: CompareConfig) -> list[Prompt]:
+    """The prompts of a comparison: those of its file, or of held-out rows that stand in no corpus it was given.
+
+    Raises:
+        InputError: There are not so many, or no such columns.
+    """
+    if config.prompts is not None:
+        return given_prompts(config.prompts, config.group_column)
+    assert config.held_out is not None  # planning has seen to it
+    table = read_table(config.held_out)
+    texts = table.texts(config.held_out_column)
+    groups = table.column(config.group_column) if config.group_column else [""] * len(texts)
+    rows = [(t, str(g) if g is not None else "") for t, g in zip(texts, groups, strict=True)]
+    known = hashes([config.raw, *config.given.values()], config.text_column)
+    return make_prompts(rows, config.make_prompts, config.prompt_words, known)
+
+
+def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
+    """Hash of prompts, in their order, with their groups."""
+    return fingerprint(*[part for p in prompts for part in (p.text, p.source, p.group)])
+
+
 def make_prompts(
     rows: Iterable[tuple[str | None, str]],
     count: int,
@@ -81,39 +103,27 @@ def make_prompts(
     return sorted(found.values(), key=lambda p: fingerprint("prompt", p.source))[:count]
 
 
-def given_prompts(
-    source: str, group_column: str | None = None, prompt_column: str | None = None
-) -> list[Prompt]:
+def given_prompts(source: str, group_column: str | None = None) -> list[Prompt]:
     """The prompts of a file, as `tamis eval toxicity` reads it.
 
     Raises:
         InputError: It has no column of prompts, or none that says anything.
     """
     from pipelines.eval_toxicity import ToxicityEvalConfig, read_prompts
+    from pipelines.evaluation.prompts import PROMPT_COLUMNS
 
-    columns, _ = read_prompts(
-        ToxicityEvalConfig(
-            models=("-",), output="-", prompts=source, prompt_column=prompt_column, group_column=group_column
+    known = read_table(source).columns
+    if not any(name in known for name in PROMPT_COLUMNS):
+        wanted = " or ".join(f"'{name}'" for name in PROMPT_COLUMNS)
+        raise InputError(
+            f"{source}: prompts are taken from a column {wanted}, and there is none (columns: "
+            f"{', '.join(known) or 'none'}); rename the one that holds them"
         )
+    columns, _ = read_prompts(
+        ToxicityEvalConfig(models=("-",), output="-", prompts=source, group_column=group_column)
     )
     pairs = zip(columns["prompt"], columns["group"], strict=True)
     return [Prompt(text, content_hash(text), group) for text, group in pairs]
-
-
-def held_out_prompts(config: CompareConfig) -> list[Prompt]:
-    """The prompts a comparison makes of its held-out rows.
-
-    Raises:
-        InputError: There are no such rows or columns, or they do not make so many prompts.
-    """
-    if config.held_out is None:
-        raise InputError("prompts are needed: pass --prompts FILE, or --held-out FILE to make them of")
-    table = read_table(config.held_out)
-    texts = table.texts(config.held_out_column)
-    groups = table.column(config.group_column) if config.group_column else [""] * len(texts)
-    known = hashes([config.raw, *config.given.values()], config.text_column)
-    rows = [(t, str(g) if g is not None else "") for t, g in zip(texts, groups, strict=True)]
-    return make_prompts(rows, config.make_prompts, config.prompt_words, known)
 
 
 def hashes(sources: Sequence[str], column: str) -> set[str]:

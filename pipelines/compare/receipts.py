@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from pipelines.compare import arms
 from pipelines.compare.config import CompareConfig
 from pipelines.compare.plan import STAGES, Stage
 from schemas.errors import OutputError
@@ -61,16 +62,33 @@ def write_receipt(output: Path, receipt: Receipt) -> None:
     write_json(output / STAGES / f"{receipt.name}.json", asdict(receipt))
 
 
-def done_stages(stages: Iterable[Stage], receipts: Mapping[str, Receipt]) -> set[str]:
-    """Stages whose receipt bears their key (or one of an earlier version), and whose result is there or no longer needed."""
+def done_stages(
+    stages: Iterable[Stage], receipts: Mapping[str, Receipt], config: CompareConfig | None = None
+) -> set[str]:
+    """Stages whose receipt bears their key, and whose result is there or no longer needed.
+
+    Args:
+        stages: First things first.
+        receipts: By name of stage.
+        config: The settings, to look whether somebody took a result away; None believes the receipts.
+    """
     listed = list(stages)
-    done = {s.name for s in listed if s.name in receipts and s.is_key(receipts[s.name].key)}
-    for stage in listed:
-        if stage.name in done and receipts[stage.name].removed:
-            users = [s.name for s in listed if stage.name in s.needs]
-            if not all(u in done for u in users):
-                done.discard(stage.name)
+    done = {s.name for s in listed if s.name in receipts and s.bears(receipts[s.name].key)}
+    for stage in reversed(listed):  # what needs a result is looked at before it
+        gone = stage.name in done and (receipts[stage.name].removed or _is_gone(stage, config))
+        users = [s.name for s in listed if stage.name in s.needs]
+        if gone and not (users and all(u in done for u in users)):
+            done.discard(stage.name)
     return done
+
+
+def _is_gone(stage: Stage, config: CompareConfig | None) -> bool:
+    """Whether a stage's folder is not there, though it had one."""
+    if config is None or stage.kind == "facts":
+        return False
+    if stage.kind == "corpus" and (stage.arm == arms.RAW or stage.arm in config.given):
+        return False
+    return not (Path(config.output) / stage.folder).exists()
 
 
 def changed_stages(output: Path, stages: Iterable[Stage], receipts: Mapping[str, Receipt]) -> list[Stage]:
@@ -79,9 +97,21 @@ def changed_stages(output: Path, stages: Iterable[Stage], receipts: Mapping[str,
     for stage in stages:
         begun = read_json(output / STARTED / f"{stage.name}.json") or {}
         keys = {begun.get("key"), receipts[stage.name].key if stage.name in receipts else None} - {None}
-        if keys and not any(stage.is_key(key) for key in keys):
+        if keys and not any(stage.bears(key) for key in keys):
             changed.append(stage)
     return changed
+
+
+def renew_keys(output: Path, stages: Iterable[Stage], receipts: Mapping[str, Receipt]) -> None:
+    """Give receipts that bear a stage's former key its present one: the former need not be found again another time."""
+    for stage in stages:
+        receipt = receipts.get(stage.name)
+        if receipt is not None and receipt.key != stage.key and stage.bears(receipt.key):
+            write_receipt(output, replace(receipt, key=stage.key))
+        path = output / STARTED / f"{stage.name}.json"
+        begun = read_json(path) or {}
+        if begun.get("key") != stage.key and stage.bears(begun.get("key")):
+            write_json(path, {**begun, "key": stage.key})
 
 
 def begin_stage(output: Path, stage: Stage) -> None:
@@ -92,13 +122,14 @@ def begin_stage(output: Path, stage: Stage) -> None:
     """
     path = output / STARTED / f"{stage.name}.json"
     begun = read_json(path) or {}
-    if not stage.is_key(begun.get("key")):
+    if not stage.bears(begun.get("key")):
         (output / stage.receipt).unlink(missing_ok=True)
         if stage.kind in {"toxicity", "utility"}:
             _clear(output / stage.folder, "_tamis/cache")
         elif stage.kind not in {"corpus", "facts"}:
             shutil.rmtree(output / stage.folder, ignore_errors=True)
-        write_json(path, {"key": stage.key, "seconds": 0.0})
+        begun = {"seconds": 0.0}
+    write_json(path, {**begun, "key": stage.key})
 
 
 def _clear(folder: Path, kept: str) -> None:
@@ -124,7 +155,7 @@ def add_seconds(output: Path, stage: Stage, seconds: float) -> None:
 def seconds_before(output: Path, stage: Stage) -> float:
     """Seconds that earlier attempts worked on a stage."""
     begun = read_json(output / STARTED / f"{stage.name}.json") or {}
-    return float(begun.get("seconds", 0.0)) if stage.is_key(begun.get("key")) else 0.0
+    return float(begun.get("seconds", 0.0)) if stage.bears(begun.get("key")) else 0.0
 
 
 def save_plan(
@@ -148,8 +179,7 @@ def load_plan(output: Path) -> tuple[CompareConfig, list[Stage]]:
     record = read_json(output / CONFIG)
     if record is None:
         raise OutputError(f"{output} holds no comparison")
-    lists = ("needs", "rank", "also")
-    stages = [Stage(**{k: tuple(v) if k in lists else v for k, v in s.items()}) for s in record["stages"]]
+    stages = [Stage(**{**s, "needs": tuple(s["needs"]), "rank": tuple(s["rank"])}) for s in record["stages"]]
     return CompareConfig.model_validate(record["config"]), stages
 
 

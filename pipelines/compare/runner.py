@@ -17,9 +17,11 @@ from pipelines.compare.planning import find_facts
 from pipelines.compare.receipts import (
     CONFIG,
     SUCCESS,
+    Receipt,
     changed_stages,
     done_stages,
     read_receipts,
+    renew_keys,
     save_plan,
 )
 from schemas.errors import OutputError
@@ -59,20 +61,19 @@ def run(config: CompareConfig) -> CompareResult:
     stages = build_stages(config, facts)
     chosen = wanted(stages, config)
     receipts = read_receipts(output)
-    done = done_stages(stages, receipts)
+    done = done_stages(stages, receipts, config)
+    _check_owner(output)
+    _check_changed(config, stages, receipts)
     if config.dry_run:
         print("\n".join(describe(chosen, done, receipts, config.workers)))
         return CompareResult(output, chosen, done)
-    _check_owner(output)
     say = _silent if config.quiet else _to_stderr
     with _locked(output):
-        changed = changed_stages(output, stages, receipts)
-        if changed and not config.overwrite:
-            names = ", ".join(s.name for s in changed[:4]) + (", ..." if len(changed) > 4 else "")
-            raise OutputError(
-                f"{output} holds {len(changed)} stages made with other settings or inputs ({names}); pass --overwrite "
-                "to do these again, or choose another --output"
-            )
+        # Once more, now that nobody else is at work here: a comparison may have ended meanwhile.
+        receipts = read_receipts(output)
+        done = done_stages(stages, receipts, config)
+        _check_changed(config, stages, receipts)
+        renew_keys(output, stages, receipts)
         (output / SUCCESS).unlink(missing_ok=True)
         save_plan(output, config, stages, facts.verdict)
         waiting = [s for s in chosen if s.name not in done]
@@ -99,7 +100,7 @@ def conclude(
 ) -> CompareResult:
     """Gather what is there, write the page, and mark the folder whole if it is."""
     output = Path(config.output)
-    done = done_stages(stages, read_receipts(output))
+    done = done_stages(stages, read_receipts(output), config)
     complete = not failed and all(s.name in done for s in stages)
     results = write_results(config, stages, failed)
     if results is not None:
@@ -122,12 +123,27 @@ def write_results(
 
     output = Path(config.output)
     receipts = read_receipts(output)
-    done = done_stages(stages, receipts)
+    done = done_stages(stages, receipts, config)
     if not any(s.kind == "toxicity" and s.name in done for s in stages):
         return None
     results = gather(config, [s for s in stages if s.name in done], stages, receipts, dict(failed))
     write_pages(output, results)
     return results
+
+
+def _check_changed(config: CompareConfig, stages: Sequence[Stage], receipts: Mapping[str, Receipt]) -> None:
+    """Refuse to do again what was done with other settings, unless that is wanted.
+
+    Raises:
+        OutputError: There is such a stage.
+    """
+    changed = changed_stages(Path(config.output), stages, receipts)
+    if changed and not config.overwrite:
+        names = ", ".join(s.name for s in changed[:4]) + (", ..." if len(changed) > 4 else "")
+        raise OutputError(
+            f"{config.output} holds {len(changed)} stages made with other settings or inputs ({names}); pass --overwrite "
+            "to do these again, or choose another --output"
+        )
 
 
 def _check_owner(output: Path) -> None:

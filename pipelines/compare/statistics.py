@@ -90,7 +90,7 @@ def reduction(
 
 
 def _common(a: BySeed, b: BySeed) -> tuple[Array, Array] | None:
-    """Both sides' means by prompt over the seeds they share; over all they have where they share none of several."""
+    """Both sides' means by prompt over the seeds they share; None where they share none."""
     seeds: Sequence[int] = sorted(set(a) & set(b))
     if not seeds:
         return None

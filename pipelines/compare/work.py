@@ -70,16 +70,12 @@ class _Clock:
 
 
 def _prompts(config: CompareConfig, stage: Stage) -> Done:
-    from pipelines.compare.prompts import given_prompts, held_out_prompts, write_prompts
+    from pipelines.compare.prompts import find_prompts, write_prompts
 
-    target = Path(config.output) / stage.folder / "prompts.parquet"
-    if config.prompts is not None:
-        prompts = given_prompts(config.prompts, config.group_column, config.prompt_column)
-        write_prompts(target, prompts)
-        return 0, {"prompts": len(prompts), "made": False}
-    prompts = held_out_prompts(config)
-    write_prompts(target, prompts)
-    return 0, {"prompts": len(prompts), "made": True, "words": config.prompt_words}
+    prompts = find_prompts(config)
+    write_prompts(Path(config.output) / stage.folder / "prompts.parquet", prompts)
+    made = config.prompts is None
+    return 0, {"prompts": len(prompts), "made": made, **({"words": config.prompt_words} if made else {})}
 
 
 def _toxic(config: CompareConfig, stage: Stage) -> Done:

@@ -14,16 +14,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import main
 from pipelines.compare import CompareConfig, run
 from pipelines.compare.receipts import read_receipts
-from pipelines.run import RunSettings
-from pipelines.score import ScoreConfig
-from pipelines.score import run as run_score
-from schemas.errors import OutputError, TamisError
+from schemas.errors import InputError, OutputError, TamisError
 from tests.models.tiny_classifier import save_classifier
 from tests.models.tiny_lm import save_tiny_lm
 
@@ -218,6 +214,74 @@ def run_dry(config: CompareConfig, capsys) -> str:
     return capsys.readouterr().out
 
 
+def test_what_an_earlier_tamis_finished_stays_done_and_another_arm_leaves_it_alone(whole, files, tmp_path):
+    import shutil
+
+    output = tmp_path / "copy"
+    shutil.copytree(whole.output, output)
+    present = {n: r.key for n, r in read_receipts(output).items()}
+    former = {s.name: s.former for s in whole.stages if s.former}
+    assert "corpus-drop-documents" in former and "toxicity-drop-documents-0" in former
+    for name, key in former.items():
+        for path in (output / f"stages/{name}.json", output / f"_tamis/started/{name}.json"):
+            path.write_text(json.dumps({**json.loads(path.read_text()), "key": key}))
+    times = {n: r.seconds for n, r in read_receipts(output).items()}
+    assert run(settings(files, output)).complete
+    after = read_receipts(output)
+    assert {n: r.key for n, r in after.items()} == present  # the next time another arm may be there
+    assert {n: r.seconds for n, r in after.items()} == times
+    listed = {"strict": {"scorer": "lexicon", "accept": {"ladder": ["drop_document"]}}}
+    again = run(settings(files, output, recipes=listed, stages=("corpus",)))
+    assert "train-strict-0" in again.results["waiting"]
+    assert {n for n, r in read_receipts(output).items() if r != after.get(n)} == {"corpus-strict"}
+
+
+def test_a_corpus_more_costs_only_itself_unless_prompts_stand_in_it(whole, files, tmp_path):
+    other = write_rows(tmp_path / "other.jsonl", "other", 10)
+    given = {"clean": files["clean"], "other": str(other)}
+    plan = run(settings(files, whole.output, given=given, dry_run=True))
+    assert {s.arm for s in plan.stages if s.name not in plan.done} == {"other"}
+    prompts = pl.read_parquet(whole.output / "prompts/prompts.parquet")["prompt"].to_list()
+    stands = next(
+        line
+        for line in Path(files["held"]).read_text().splitlines(True)
+        if json.loads(line)["text"].startswith(prompts[0])
+    )
+    other.write_text(other.read_text() + stands)
+    with pytest.raises(OutputError, match="prompts"):
+        run(settings(files, whole.output, given=given, dry_run=True))
+
+
+def test_results_that_were_taken_away_are_made_again_where_something_needs_them(whole, files, tmp_path):
+    import shutil
+
+    output = tmp_path / "copy"
+    shutil.copytree(whole.output, output)
+    before = read_receipts(output)
+    for folder in ("arms/drop-documents", "models/raw-1", "models/clean-0", "toxicity/clean-0"):
+        shutil.rmtree(output / folder)
+    # A model that nobody samples from any more, and a corpus that was trained on, are not missed.
+    result = run(settings(files, output))
+    after = read_receipts(output)
+    assert result.complete and {n for n in after if after[n] != before[n]} == {
+        "train-clean-0",
+        "toxicity-clean-0",
+    }
+    assert arm(result, "clean")["emt"] == arm(whole, "clean")["emt"]
+    assert not (output / "models/raw-1").exists() and not (output / "arms/drop-documents").exists()
+
+
+def test_a_dry_run_is_refused_as_the_run_would_be(whole, files, tmp_path):
+    before = read_receipts(whole.output)
+    with pytest.raises(OutputError, match="--overwrite"):
+        run(settings(files, whole.output, samples=2, dry_run=True))
+    assert read_receipts(whole.output) == before
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious.txt").write_text("mine")
+    with pytest.raises(OutputError, match="something else"):
+        run(settings(files, tmp_path / "out", dry_run=True))
+
+
 def test_a_dry_run_plans_and_writes_nothing(files, tmp_path, capsys):
     out = run_dry(settings(files, tmp_path / "out", dry_run=True, make=("all",)), capsys)
     assert not (tmp_path / "out").exists()
@@ -228,28 +292,29 @@ def test_a_dry_run_plans_and_writes_nothing(files, tmp_path, capsys):
 
 def test_what_cannot_be_is_said_before_any_work(files, tmp_path):
     output = tmp_path / "out"
-    table, odd, scored = tmp_path / "raw.csv", tmp_path / "odd.jsonl", tmp_path / "scored"
-    table.write_text("text\n" + "".join(f'"{text}"\n' for text in texts_of(files["raw"])))
-    odd.write_text('{"said": "you are a"}\n')
-    run_score(
-        ScoreConfig(input=files["raw"], output=str(scored), scorer=files["judge"]),
-        RunSettings(progress="quiet"),
-    )
     for changes, words in (
         ({"judge": files["ranker"]}, "must not be the ranker"),
         ({"judge": ""}, "--judge"),
         ({"held_out": None}, "--prompts"),
         ({"prompts": files["held"]}, "exclude"),
+        ({"make_prompts": 21}, "20 prompts can be made of 20 held-out rows"),
         ({"recipes": {"clean2": {"gate": {"tao": 1}}}}, "gate.tao"),
         ({"neutral_column": "body"}, "no column 'body'"),
         ({"given": {"clean": str(tmp_path / "nowhere")}}, "no such input"),
         ({"text_column": "body"}, "no column 'body'"),
         ({"model": str(tmp_path / "nowhere")}, "."),
-        ({"raw": str(table)}, "no Parquet, JSONL or Arrow shards"),
-        ({"raw": str(scored / "data" / "raw.jsonl"), "given": {}}, "must not be the ranker"),
-        ({"prompts": str(odd), "held_out": None}, "pass --prompt-column"),
-        ({"focus": "nobody"}, "--focus nobody"),
-        ({"make_prompts": 900}, "lower --make-prompts"),
+        (
+            {"make": ("logratio",), "recipes": {"logratio": {"decoding": {"toxic_adapter": "x"}}}},
+            "the arm logratio.*--toxic-adapter",
+        ),
+        (
+            {"make": ("logratio",), "recipes": {"logratio": {"model": "other"}}},
+            "the arm logratio.*--set model",
+        ),
+        ({"focus": "cleen"}, "--focus cleen.*there are drop-documents, clean, lexicon-mask"),
+        ({"focus": "raw"}, "--focus raw"),
+        ({"baseline": "logratio"}, "--baseline logratio.*there are raw, drop-documents"),
+        ({"main": ("raw", "logratoi")}, "--main logratoi"),
     ):
         with pytest.raises(TamisError, match=words):
             run(settings(files, output, **changes))
@@ -258,23 +323,44 @@ def test_what_cannot_be_is_said_before_any_work(files, tmp_path):
     (output / "precious.txt").write_text("mine")
     with pytest.raises(OutputError, match="something else"):
         run(settings(files, output))
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.jsonl").write_text(Path(files["raw"]).read_text())
+    with pytest.raises(TamisError, match="lies in"):
+        run(settings(files, corpus / "out", raw=str(corpus)))
+    run(
+        settings(files, corpus / "_out", raw=str(corpus), dry_run=True)
+    )  # passed over when shards are looked for
 
 
-def test_prompts_of_a_column_of_ones_own(files, tmp_path):
-    odd = tmp_path / "odd.jsonl"
-    odd.write_text(
-        "".join(json.dumps({"said": text, "text": "-"}) + "\n" for text in ("you are", "they went"))
-    )
-    changes = {"prompts": str(odd), "prompt_column": "said", "held_out": None, "given": {}, "make": ("raw",)}
-    result = run(settings(files, tmp_path / "out", **changes, seeds=(0,), neutral=None))
-    assert result.complete and result.results["prompts"]["n"] == 2
-    read = pq.read_table(tmp_path / "out" / "prompts" / "prompts.parquet")
-    assert read.column("prompt").to_pylist() == ["you are", "they went"]
-    (stage,) = [s for s in result.stages if s.kind == "prompts"]
-    other = settings(
-        files, tmp_path / "out", **{**changes, "prompt_column": "text"}, seeds=(0,), neutral=None
-    )
-    assert stage.key not in {s.key for s in run(other.model_copy(update={"dry_run": True})).stages}
+def test_what_made_the_raw_corpus_does_not_judge(whole, files, tmp_path):
+    made = str(whole.output / "arms/drop-documents")
+    changes = {"raw": made, "given": {}, "make": ("raw",), "judge": files["ranker"], "dry_run": True}
+    with pytest.raises(TamisError, match="must not be the ranker"):
+        run(settings(files, tmp_path / "out", **changes))
+    run(settings(files, tmp_path / "out", **{**changes, "allow_shared_judge": True}))
+
+
+def test_a_corpus_of_csv_is_trained_on_but_not_cleaned(files, tmp_path):
+    table, other = tmp_path / "raw.csv", tmp_path / "clean.csv"
+    pl.read_ndjson(files["raw"]).write_csv(table)
+    pl.read_ndjson(files["clean"]).write_csv(other)
+    changes = {"raw": str(table), "given": {"clean": str(other)}, "seeds": (0,), "neutral": None}
+    for extra in ({"make": ("raw", "drop-documents")}, {"make": ("raw",), "recipes": {"mild": {}}}):
+        with pytest.raises(InputError, match=r"raw\.csv: .*Parquet, JSONL and Arrow.*--make raw"):
+            run(settings(files, tmp_path / "out", **changes, **extra))
+    result = run(settings(files, tmp_path / "out", **changes, make=("raw",)))
+    assert result.complete and arm(result, "clean")["kept"] == 0.75
+
+
+def test_texts_to_learn_toxicity_from_are_looked_at_before_any_work(files, tmp_path):
+    empty, other = tmp_path / "empty.jsonl", tmp_path / "other.jsonl"
+    empty.write_text("")
+    other.write_text('{"body": "you fool"}\n')
+    changes = {"make": ("raw", "logratio"), "dry_run": True}
+    for data, words in ((empty, "holds no rows"), (other, "no column 'text'")):
+        with pytest.raises(InputError, match=words):
+            run(settings(files, tmp_path / "out", toxic={"data": str(data)}, **changes))
 
 
 def test_an_arm_that_fails_takes_no_other_with_it(files, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +14,27 @@ from pipelines.compare.config import CompareConfig
 from pipelines.compare.costs import describe
 from pipelines.compare.options import given_arms, make_config, pairs, recipes
 from pipelines.compare.plan import Facts, build_stages, wanted
-from pipelines.compare.prompts import begun_by, content_hash, make_prompts
+from pipelines.compare.prompts import begun_by, content_hash, given_prompts, make_prompts
 from pipelines.compare.receipts import Receipt, done_stages
 from pipelines.detox import make_config as make_detox
 from schemas.errors import InputError, TamisError
 
 FACTS = Facts(
-    corpora={k: k for k in ("raw", "given:mine", "held_out", "made", "neutral", "toxic", "toxic_adapter")},
-    revisions=dict.fromkeys(("judge", "base", "scorer", "rewriter", "reference", "toxic"), "x@1")
-    | {f"{role}:{arm}": "x@1" for role in ("scorer", "rewriter") for arm in (*arms.NAMES, "mild")},
+    corpora={
+        k: k for k in ("raw", "given:mine", "held_out", "made_prompts", "neutral", "toxic", "toxic_adapter")
+    },
+    revisions=dict.fromkeys(
+        (
+            "judge",
+            "base",
+            "scorer",
+            "rewriter",
+            "reference",
+            "rewriter:",
+            *(f"scorer:{n}" for n in arms.NAMES),
+        ),
+        "x@1",
+    ),
     rows=100,
     characters=42_000,
     prompts=200,
@@ -36,16 +47,8 @@ def config(**changes) -> CompareConfig:
     return CompareConfig(**{**settings, **changes})
 
 
-def keys(facts: Facts = FACTS, **changes) -> dict[str, str]:
-    return {s.name: s.key for s in build_stages(config(**changes), facts)}
-
-
-def with_facts(corpora: dict[str, str] | None = None, revisions: dict[str, str] | None = None) -> Facts:
-    return replace(
-        FACTS,
-        corpora={**FACTS.corpora, **(corpora or {})},
-        revisions={**FACTS.revisions, **(revisions or {})},
-    )
+def keys(**changes) -> dict[str, str]:
+    return {s.name: s.key for s in build_stages(config(**changes), FACTS)}
 
 
 # ------------------------------------------------------------------------------------------------------ arms
@@ -84,13 +87,42 @@ def test_arms_are_named_expanded_and_refused():
         config(make=("clean",)).arm_names()
     with pytest.raises(TamisError, match="means something else"):
         config(given={"raw": "x"}).arm_names()
-    with pytest.raises(TamisError, match="no name for an arm"):
-        config(given={"../up": "x"}).arm_names()
+    for name in ("../up", "two words", "a+b", "a=b", ".hidden", "_own", "*.parquet", "", "a\n"):
+        with pytest.raises(TamisError, match=r"no name for an arm.*--arm NAME=x"):
+            config(given={name: "x"}).arm_names()
+    assert "clean_2.1-b" in config(given={"clean_2.1-b": "x"}).arm_names()
+    for name in ("raw", "base", "mine"):
+        with pytest.raises(TamisError, match=f"--recipe {name}:.*another name"):
+            config(given={"mine": "x"}, recipes={name: {"gate": {"tau": 0.9}}}).arm_names()
     # A given arm is not made again, and a recipe of a new name is an arm of its own.
     names = config(
         make=("raw", "logratio"), given={"logratio": "x"}, recipes={"mild": {"gate": {"tau": 0.9}}}
     ).arm_names()
     assert names == ("raw", "logratio", "mild")
+
+
+def test_two_corpora_of_one_name_are_refused_rather_than_one_forgotten():
+    assert given_arms(["a/clean", "b/other/"], ["third=c"]) == {
+        "clean": "a/clean",
+        "other": "b/other/",
+        "third": "c",
+    }
+    for folders, named in (
+        (["a/clean", "b/clean"], []),
+        (["a/clean"], ["clean=b/clean"]),
+        ([], ["x=a", "x=b"]),
+    ):
+        with pytest.raises(TamisError, match="--arm NAME=FOLDER"):
+            given_arms(folders, named)
+
+
+def test_seeds_are_different_numbers():
+    told = {"raw": "x", "output": "y"}
+    assert make_config({**told, "seeds": [3, 0], "other_seeds": [0]}).arm_seeds("raw") == (3, 0)
+    for wrong in ({"seeds": [0, 0]}, {"other_seeds": [1, 0, 1]}, {"other_seeds": []}, {"seeds": [-1]}):
+        with pytest.raises(TamisError, match=f"setting {next(iter(wrong))}: ") as error:
+            make_config({**told, **wrong})
+        assert "\n" not in str(error.value)
 
 
 def test_options_are_read_or_refused_in_one_line():
@@ -131,96 +163,78 @@ def test_contrastive_arms_share_one_toxic_model():
 
 def test_a_key_changes_with_what_decides_the_result_and_with_nothing_else():
     plain = keys()
-    more = {"given": {"mine": "x"}, "workers": 4, "seeds": (0, 1, 2), "keep_models": False}
-    assert keys(**more).items() >= plain.items()
-    # An arm with a scorer and a rewriter of its own: of no account to the others, however all together are called.
-    own = with_facts(
-        revisions={"scorer:mild": "z@1", "rewriter:mild": "z@1", "scorer": "x@1, z@1", "rewriter": "x@1, z@1"}
-    )
-    assert keys(own, **more, recipes={"mild": {"scorer": "z"}}).items() >= plain.items()
+    assert keys(given={"mine": "x"}, workers=4, seeds=(0, 1, 2), keep_models=False).items() >= plain.items()
 
-    def changed(facts: Facts = FACTS, **changes) -> set[str]:
-        other = keys(facts, **changes)
+    def changed(**changes) -> set[str]:
+        other = keys(**changes)
         return {n.partition("-")[0] for n in plain if other.get(n) != plain[n]}
 
     assert changed(train={"tokens": 5}) == {"train", "toxicity", "utility"}
     assert changed(judge_options={"label": "x"}) == {"facts", "toxicity"}
     assert changed(samples=5) == {"toxicity"}
     assert changed(utility={"documents": 3}) == {"utility"}
-    assert changed(with_facts({"made": "others"})) == {"prompts", "facts", "toxicity"}
-    assert changed(with_facts(revisions={"scorer:drop-sentences": "y@2"})) == {
-        "corpus", "facts", "train", "toxicity", "utility",
-    }  # fmt: skip
-    assert (
-        keys(with_facts(revisions={"scorer:drop-sentences": "y@2"}))["corpus-logratio"]
-        == plain["corpus-logratio"]
-    )
+    assert changed(prompt_words=4) == {"prompts", "facts", "toxicity"}
     assert changed(toxic={"tokens": 5}) == {"toxic", "corpus", "facts", "train", "toxicity", "utility"}
     assert changed(tau=0.3) == {"corpus", "facts", "train", "toxicity", "utility"}
 
 
-def test_what_an_earlier_version_has_done_is_found_unless_it_has_changed():
-    """Keys once held the scorers and rewriters of all arms together, and the corpora prompts were kept apart from."""
-    both = {"scorer": "x@1, y@1", "rewriter": "x@1, y@1", "scorer:mild": "y@1", "rewriter:mild": "y@1"}
-    stages = build_stages(config(recipes={"mild": {"scorer": "y"}}), with_facts(revisions=both))
-    receipts = {s.name: Receipt(s.name, s.also[0] if s.also else s.key, 1.0) for s in stages}
-    assert any(s.also for s in stages) and done_stages(stages, receipts) == {s.name for s in stages}
-    kept = {s.name for s in stages if s.key == receipts[s.name].key}
-    assert kept == {
-        s.name for s in stages if s.arm in ("raw", "base") and s.kind in ("corpus", "train", "utility")
+def with_models(scorers: dict[str, str], rewriter: str = "lm@1") -> Facts:
+    """What planning finds where arms have scorers of their own; all others have `x@1`."""
+    own = {f"scorer:{n}": scorers.get(n, "x@1") for n in (*arms.NAMES, *scorers)}
+    rewriters = {f"rewriter:{n}": rewriter for n in ("", "prompt_only", *arms.CONTRASTIVE)}
+    every = ", ".join(sorted({t for tags in own.values() for t in tags.split(", ")}))
+    return replace(
+        FACTS, revisions={**FACTS.revisions, **own, **rewriters, "scorer": every, "rewriter": rewriter}
+    )
+
+
+def test_the_models_of_an_arm_are_no_matter_of_another():
+    def planned(scorers: dict[str, str], **changes) -> dict[str, str]:
+        return {s.name: s.key for s in build_stages(config(**changes), with_models(scorers))}
+
+    plain = planned({})
+    more = planned({"strict": "y@1"}, recipes={"strict": {"scorer": "y"}})
+    assert more.items() >= plain.items()
+    other = planned({"drop-documents": "x@2"})
+    assert {n for n in plain if plain[n] != other[n]} == {
+        n for n in plain if n.partition("-")[2].startswith("drop-documents")
     }
-    newer = with_facts(revisions=both | {"scorer": "x@2, y@1"} | {f"scorer:{a}": "x@2" for a in arms.NAMES})
-    again = build_stages(config(recipes={"mild": {"scorer": "y"}}), newer)
-    done = done_stages(again, receipts)
-    assert done == kept | {
-        s.name for s in again if s.kind in ("prompts", "toxic") or s.arm in ("raw", "base")
-    }
-    assert load_back(stages) == stages
 
 
-def load_back(stages: list) -> list:
-    import tempfile
-    from pathlib import Path
-
-    from pipelines.compare.receipts import load_plan, save_plan
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_plan(Path(folder), config(), stages, {})
-        return load_plan(Path(folder))[1]
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"focus": "logratoi"}, "--focus logratoi: there is no such arm"),
-        ({"baseline": "drop-docs"}, "--baseline drop-docs"),
-        ({"main": ("raw", "mine")}, "--main mine"),
-        ({"given": {"a b": "x"}}, "'a b' is no name"),
-        ({"given": {"a+b": "x"}}, "no name for an arm"),
-        ({"given": {".a": "x"}}, "no name for an arm"),
-        ({"recipes": {"raw": {"gate": {"tau": 0.9}}}}, "--recipe NAME:...: the name raw"),
-        ({"recipes": {"base": {"gate": {"tau": 0.9}}}}, "the name base"),
-    ],
-)
-def test_names_that_mean_nothing_are_refused_before_any_work(changes, says):
-    with pytest.raises(TamisError, match=re.escape(says)):
-        config(**changes).check_names()
-    config().check_names()
-    config(make=("raw", "prompt_only"), given={"mine-2.b": "x"}, focus="mine-2.b").check_names()
+# Keys of a comparison as they were when every arm's key held the scorers of all arms.
+FORMER = {
+    "prompts": "4f9a07eb15cd83652646219c4531e3dd",
+    "corpus-raw": "526ae60805c3aacc848b8cab5aef1b7e",
+    "corpus-drop-documents": "ea3239f8ff582f1437ece3455db4f571",
+    "utility-drop-documents-1": "b4d37d0fff45ff4171de0b4c667e39a6",
+    "facts-lexicon-mask": "2bd9e001468daa7f5f61b0fbf757ab25",
+    "toxic": "c22f5582e5c5bd2e0b9272a35703a119",
+    "corpus-logratio": "fd017e7a70470bf9bcf2a6df48db26e0",
+    "toxicity-logratio-0": "cde73ccf7aaffef7af88ddc67a49ccfb",
+}
 
 
-def test_two_corpora_of_one_name_and_a_seed_twice_are_refused():
-    assert given_arms(["a/clean", "b/other/"], ["x=c/clean"]) == {
-        "clean": "a/clean",
-        "other": "b/other/",
-        "x": "c/clean",
-    }
-    for corpora, named in ((["a/clean", "b/clean"], []), (["a/clean"], ["clean=b"]), ([], ["x=a", "x=b"])):
-        with pytest.raises(TamisError, match="--arm NAME=FOLDER"):
-            given_arms(corpora, named)
-    for setting in ("seeds", "other_seeds"):
-        with pytest.raises(TamisError, match=f"{setting}.*named twice"):
-            make_config({"raw": "x", "output": "y", setting: [0, 1, 0]})
+def test_what_was_done_under_the_keys_of_an_earlier_tamis_is_found_again():
+    scorers = {"lexicon-mask": "lexicon@1, x@1"}
+    stages = {s.name: s for s in build_stages(config(), with_models(scorers))}
+    receipts = {name: Receipt(name, key, 1.0) for name, key in FORMER.items()}
+    assert done_stages(stages.values(), receipts) == set(FORMER)
+    assert stages["corpus-drop-documents"].key != FORMER["corpus-drop-documents"]
+    # Not where a scorer has changed since, its own or one below it.
+    for changed in ({"drop-documents": "x@2"}, {"lexicon-mask": "lexicon@2, x@1"}):
+        found = done_stages(build_stages(config(), with_models({**scorers, **changed})), receipts)
+        assert found == {"corpus-raw", "prompts", "toxic"}
+
+
+def test_groups_of_given_prompts_decide_their_key_where_they_are_asked_for():
+    facts = replace(FACTS, corpora={**FACTS.corpora, "prompts": "file"})
+
+    def key(**changes) -> str:
+        told = config(held_out=None, prompts="file", **changes)
+        return next(s.key for s in build_stages(told, facts) if s.kind == "prompts")
+
+    assert key() == "fffb476896b38a57663845c8db98a3a8"  # as it was before groups were part of it
+    assert len({key(), key(group_column="a"), key(group_column="b")}) == 3
 
 
 def test_part_of_it_comes_with_what_it_needs():
@@ -237,6 +251,12 @@ def test_part_of_it_comes_with_what_it_needs():
     assert chosen() == {s.name for s in stages}
     with pytest.raises(TamisError, match="--stages sleep"):
         wanted(stages, config(stages=("sleep",)))
+    few = {"make": ("raw",), "neutral": None}
+    for kind, words in (("utility", "--neutral"), ("toxic", "this comparison has none")):
+        with pytest.raises(TamisError, match=f"--stages {kind}.*{words}"):
+            wanted(build_stages(config(**few), FACTS), config(**few, stages=(kind,)))
+    with pytest.raises(TamisError, match="--arms base: no stage of train"):
+        wanted(stages, config(stages=("train",), only=("base",)))
     with pytest.raises(TamisError, match="--arms nobody"):
         build_stages(config(only=("nobody",)), FACTS)
 
@@ -290,6 +310,16 @@ def test_prompts_are_of_held_out_rows_alone_and_do_not_depend_on_their_order(tex
         ]
     again = make_prompts([(t, "") for t in reversed(texts)], count, words, trained)
     assert [p.source for p in again] == [p.source for p in made]
+
+
+def test_a_file_of_prompts_says_which_columns_it_may_have(tmp_path):
+    file = tmp_path / "prompts.csv"
+    file.write_text("question,kind\nwho are,a\n")
+    with pytest.raises(InputError, match=r"'prompt' or 'text'.*\(columns: question, kind\)") as error:
+        given_prompts(str(file))
+    assert "--prompt-column" not in str(error.value)  # an option of another command
+    file.write_text("text,kind\nwho are,a\n")
+    assert [(p.text, p.group) for p in given_prompts(str(file), "kind")] == [("who are", "a")]
 
 
 def test_a_copy_is_the_same_content_however_it_is_spaced():
