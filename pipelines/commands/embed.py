@@ -6,14 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.options import Progress, pairs
+from pipelines.commands.options import Progress, Storage, pairs
 
 _TEXT, _MODEL, _INDEX, _RUNNING = "Text", "Model", "Index", "Running"
 
-Storage = Annotated[
-    list[str] | None,
-    typer.Option("--storage-option", help="KEY=VALUE for the filesystem; may be repeated."),
-]
 Setting = Annotated[
     list[str] | None,
     typer.Option(

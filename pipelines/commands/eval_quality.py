@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import Progress, pairs
+from pipelines.commands.options import Progress, Storage, pairs
 
 Output = Annotated[
     str, typer.Option("--output", "-o", help="Folder for the results; run again to add to it.")
@@ -20,12 +20,6 @@ Cache = Annotated[
     str | None,
     typer.Option(
         help="Where models' answers are kept; default inside the folder.", rich_help_panel="Running"
-    ),
-]
-Storage = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--storage-option", help="KEY=VALUE for the filesystem; may be repeated.", rich_help_panel="Running"
     ),
 ]
 

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.eval_quality import Storage
-from pipelines.commands.options import Progress, pairs
+from pipelines.commands.options import Progress, Storage, pairs
 
 _WHAT, _LABELS, _SCORES, _LEXICAL, _DENSE, _RUNNING = "What", "Labels", "Scores", "BM25", "Dense", "Running"
 

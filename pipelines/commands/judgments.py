@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.eval_quality import Storage
-from pipelines.commands.options import Progress, pairs
+from pipelines.commands.options import Progress, Storage, pairs
 
 judgments_app = typer.Typer(
     name="judgments",

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.eval_quality import Storage
-from pipelines.commands.options import Progress, pairs
+from pipelines.commands.options import Progress, Storage, pairs
 
 _WHAT, _METHOD, _JUDGE, _COST, _RUNNING = "What", "Method", "Judge", "Cost", "Running"
 

@@ -15,7 +15,9 @@ Progress = Annotated[
 Storage = Annotated[
     list[str] | None,
     typer.Option(
-        "--storage-option", help="KEY=VALUE for the filesystem (endpoint_url=...); may be repeated."
+        "--storage-option",
+        help="KEY=VALUE for the filesystem (endpoint_url=...); may be repeated.",
+        rich_help_panel="Running",
     ),
 ]
 Workers = Annotated[
