@@ -32,7 +32,7 @@ def read_prompts(config: ToxicityEvalConfig) -> tuple[dict[str, list[str]], dict
     from pipelines.evaluation.tables import read_table
 
     table = read_table(config.prompts)
-    column = config.prompt_column or table.first_of(PROMPT_COLUMNS, "the prompts; pass --prompt-column")
+    column = config.prompt_column or table.first_of(PROMPT_COLUMNS, "the prompts (--prompt-column)")
     prompts = _texts(table, column)
     ids = [str(x) for x in table.column(config.id_column)] if config.id_column else _numbers(len(prompts))
     groups = (
