@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.options import Progress, Storage, pairs
+from pipelines.commands.options import Progress, Storage, pairs, run_settings
 
 _TEXT, _MODEL, _INDEX, _RUNNING = "Text", "Model", "Index", "Running"
 
@@ -176,7 +176,6 @@ def embed(
     from pydantic import ValidationError
 
     from pipelines import embed as job
-    from pipelines.cli import _run_settings
     from schemas.errors import TamisError
     from transforms.embed.text import TextTemplate
 
@@ -198,7 +197,7 @@ def embed(
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-").replace("kind", "as")
         raise TamisError(f"--{option}: {first['msg']}") from error
-    result = job.run(config, _run_settings(workers, unit_rows, overwrite, dry_run, progress, ctx.args))
+    result = job.run(config, run_settings(workers, unit_rows, overwrite, dry_run, progress, ctx.args))
     job.print_result(config, result)
 
 

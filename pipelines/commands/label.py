@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.options import Progress, Storage, pairs
+from pipelines.commands.options import Progress, Storage, pairs, run_settings
 
 _WHAT, _METHOD, _JUDGE, _COST, _RUNNING = "What", "Method", "Judge", "Cost", "Running"
 
@@ -222,7 +222,6 @@ def label(
 ) -> None:
     """Label the documents of a pool with a language model: relevance and utility, by many methods, within a budget."""
     from pipelines import label as job
-    from pipelines.cli import _run_settings
     from pipelines.label_config import LabelConfig, default_method
     from pipelines.settings import validated
 
@@ -263,5 +262,5 @@ def label(
             "storage_options": pairs(storage_option),
         },
     )
-    result = job.run(config, _run_settings(workers, None, overwrite, dry_run, progress, ctx.args))
+    result = job.run(config, run_settings(workers, None, overwrite, dry_run, progress, ctx.args))
     job.print_result(config, result)
